@@ -1,0 +1,19 @@
+#include "kernels/kernels.h"
+#include "kernels/target.h"
+
+#if TS_X86
+TS_TARGET_BEGIN("avx2,fma")
+#define TS_ISA isa_avx2
+#include "kernels/simd_avx2.h"
+#include "kernels/loops.inl"
+TS_TARGET_END
+
+namespace ts {
+extern const Kernels kernels_avx2;
+const Kernels kernels_avx2{
+    "avx2",
+    TS_ISA::project,
+    TS_ISA::squared_norm,
+};
+}  // namespace ts
+#endif

@@ -1,0 +1,19 @@
+#include "kernels/kernels.h"
+#include "kernels/target.h"
+
+#if TS_X86
+TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#define TS_ISA isa_avx512
+#include "kernels/simd_avx512.h"
+#include "kernels/loops.inl"
+TS_TARGET_END
+
+namespace ts {
+extern const Kernels kernels_avx512;
+const Kernels kernels_avx512{
+    "avx512",
+    TS_ISA::project,
+    TS_ISA::squared_norm,
+};
+}  // namespace ts
+#endif

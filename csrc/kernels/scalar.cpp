@@ -1,0 +1,15 @@
+#include "kernels/kernels.h"
+#include "kernels/target.h"
+
+#define TS_ISA isa_scalar
+#include "kernels/simd_scalar.h"
+#include "kernels/loops.inl"
+
+namespace ts {
+extern const Kernels kernels_scalar;
+const Kernels kernels_scalar{
+    "scalar",
+    TS_ISA::project,
+    TS_ISA::squared_norm,
+};
+}  // namespace ts

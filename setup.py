@@ -1,0 +1,43 @@
+"""Builds the C++ ops. Everything else about the package is in pyproject.toml."""
+
+import glob
+import os
+import sys
+
+from setuptools import setup
+
+try:
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ModuleNotFoundError:
+    sys.exit(
+        "torch_slide: building needs torch, which is not installed here.\n"
+        "Install it first, then build without isolation:\n"
+        "    pip install torch==2.13.0\n"
+        "    pip install --no-build-isolation ."
+    )
+
+# 2.10 is the oldest torch whose stable ABI has all that we call; one wheel then serves that torch and later ones.
+TORCH_TARGET_VERSION = "0x020a000000000000"
+
+sanitize = os.environ.get("TORCH_SLIDE_SANITIZE")
+compile_args = ["-std=c++17", "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+link_args = []
+if sanitize:
+    compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]
+    link_args += [f"-fsanitize={sanitize}"]
+
+setup(
+    ext_modules=[
+        CppExtension(
+            name="torch_slide._C",
+            sources=sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
+            include_dirs=[os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")],
+            define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
+            extra_compile_args=compile_args,
+            extra_link_args=link_args,
+            py_limited_api=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

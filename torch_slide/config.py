@@ -1,0 +1,143 @@
+"""What the user chooses: LSHConfig and RehashSchedule. Imports no other module of the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Final
+
+# Bits that one hash contributes to a code. kmeans has 2**hashes_per_table centroids a table, so a "hash" is one bit.
+BITS_PER_HASH: Final[dict[str, int]] = {"simhash": 1, "dwta": 3, "wta": 3, "minhash": 3, "kmeans": 1}
+MULTI_PROBE_FAMILIES: Final = ("simhash", "kmeans")
+POLICIES: Final = ("reservoir", "fifo")
+SELECTIONS: Final = ("batch", "sample")
+STRATEGIES: Final = ("vanilla", "topk", "threshold")
+
+
+def _require(name: str, value: object, holds: bool, requirement: str) -> None:
+    if not holds:
+        raise ValueError(f"LSHConfig: expected {name} to be {requirement}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class RehashSchedule:
+    """When the tables follow the weights (SLIDE, section 4.2: exponential decay of the rehash frequency).
+
+    The t-th rehash comes ``every * exp(growth * (t - 1))`` steps after the one before it, where a step is one loss
+    evaluated with gradients.
+
+    Args:
+        every: steps before the first rehash (the paper's N0).
+        growth: the paper's decay constant; 0 keeps the interval fixed.
+        redraw_every: draw new hash functions (kmeans: train the centroids again) at every so many rehashes;
+            None keeps the first ones.
+    """
+
+    every: int = 50
+    growth: float = 0.05
+    redraw_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"RehashSchedule: expected every to be at least 1, got {self.every}")
+        if not (self.growth >= 0 and math.isfinite(self.growth)):
+            raise ValueError(f"RehashSchedule: expected growth to be finite and not negative, got {self.growth}")
+        if self.redraw_every is not None and self.redraw_every < 1:
+            raise ValueError(f"RehashSchedule: expected redraw_every to be at least 1 or None, got {self.redraw_every}")
+
+    def interval(self, rehashes: int) -> int:
+        """Steps from the given number of rehashes done to the next one."""
+        return max(1, round(self.every * math.exp(min(self.growth * rehashes, 40.0))))
+
+
+@dataclass(frozen=True)
+class LSHConfig:
+    """How a sparse layer finds the output neurons that matter.
+
+    Args:
+        family: hash family: ``"simhash"``, ``"dwta"``, ``"wta"``, ``"minhash"`` or ``"kmeans"``.
+        num_tables: number of hash tables, L in the papers.
+        hashes_per_table: hashes that form one code, K in the papers; a table has ``2**(K * bits)`` buckets
+            (bits: 1 for simhash and kmeans, 3 for the others). For kmeans a table has ``2**K`` centroids.
+        bucket_size: neurons that a bucket holds at most.
+        bucket_policy: what a full bucket does: ``"reservoir"`` keeps a uniform sample (Vitter 1985), ``"fifo"`` the
+            last ones.
+        probes: buckets that a query looks up in every table (multi-probe; simhash and kmeans).
+        num_active: candidates beyond the labels: for a batch with ``selection="batch"``, for each sample with
+            ``selection="sample"``. ``num_active >= out_features`` computes every neuron, exactly as nn.Linear.
+        selection: ``"batch"`` shares one candidate set in the batch, ``"sample"`` is the paper's per-sample set.
+        strategy: how table hits are ranked when there are too many: ``"vanilla"`` (tables in random order until full),
+            ``"topk"`` (by the number of tables hit), ``"threshold"`` (hit in at least ``threshold`` tables).
+        threshold: the m of ``strategy="threshold"``.
+        selector: where candidates come from: ``"lsh"`` or ``"uniform"`` (the control).
+        norm_aware: hash [row, bias] after the MIPS transform, so that norm and bias count.
+        num_hubs: rows of largest norm that are always candidates; part of ``num_active``.
+        uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
+        correction: weight the uniform tail so that the normaliser is estimated without bias.
+        max_active: raise if the labels alone exceed it (of a batch, or of a sample); None for no bound.
+        rehash: a RehashSchedule.
+        seed: every random choice depends on it and on counters alone.
+    """
+
+    family: str = "simhash"
+    num_tables: int = 16
+    hashes_per_table: int = 12
+    bucket_size: int = 64
+    bucket_policy: str = "reservoir"
+    probes: int = 1
+    num_active: int = 4096
+    selection: str = "batch"
+    strategy: str = "topk"
+    threshold: int = 2
+    selector: str = "lsh"
+    norm_aware: bool = True
+    num_hubs: int = 256
+    uniform_fraction: float = 0.25
+    correction: bool = True
+    max_active: int | None = None
+    rehash: RehashSchedule = field(default_factory=RehashSchedule)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require("family", self.family, self.family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
+        _require("bucket_policy", self.bucket_policy, self.bucket_policy in POLICIES, f"one of {POLICIES}")
+        _require("selection", self.selection, self.selection in SELECTIONS, f"one of {SELECTIONS}")
+        _require("strategy", self.strategy, self.strategy in STRATEGIES, f"one of {STRATEGIES}")
+        for name in ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold"):
+            _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        _require("hashes_per_table", self.hashes_per_table, self.code_bits <= 24, "at most 24 bits a code")
+        _require("probes", self.probes, self.probes <= self.num_buckets, "at most the number of buckets")
+        _require(
+            "probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}"
+        )
+        _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
+        _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
+        _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
+        _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
+        _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a code: hashes_per_table times the bits of one hash."""
+        return self.hashes_per_table * BITS_PER_HASH[self.family]
+
+    @property
+    def num_buckets(self) -> int:
+        """Buckets of one table."""
+        return 2**self.code_bits
+
+    @property
+    def min_uniform(self) -> int:
+        """Candidates that are drawn uniformly at least."""
+        return math.ceil(self.uniform_fraction * self.num_active)
+
+    def table_bytes(self, out_features: int) -> int:
+        """Bytes of the tables for so many neurons: codes, buckets, counts, norms and the vote counters."""
+        codes = self.num_tables * out_features
+        buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
+        return 4 * (codes + buckets + 2 * out_features)
+
+    def replace(self, **changes: object) -> LSHConfig:
+        """A copy with the given fields changed."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
