@@ -138,6 +138,11 @@ class LSHConfig:
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         return 4 * (codes + buckets + 2 * out_features)
 
+    @classmethod
+    def auto(cls, in_features: int, out_features: int, memory_limit: int | None = None) -> LSHConfig:
+        """A configuration for a layer of this size."""
+        return cls()
+
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
