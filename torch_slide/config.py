@@ -8,9 +8,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+# Of the families that come with the package; hashing.register adds others.
 # Bits that one hash contributes to a code. kmeans has 2**hashes_per_table centroids a table, so a "hash" is one bit.
 BITS_PER_HASH: Final[dict[str, int]] = {"simhash": 1, "dwta": 3, "wta": 3, "minhash": 3, "kmeans": 1}
-MULTI_PROBE_FAMILIES: Final = ("simhash", "kmeans")
+MULTI_PROBE_FAMILIES: Final = {"simhash", "kmeans"}
 POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
