@@ -113,7 +113,8 @@ class LSHConfig:
         _require(
             "probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}"
         )
-        _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
+        if self.strategy == "threshold":
+            _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
         _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
