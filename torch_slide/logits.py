@@ -35,6 +35,8 @@ class Source:
         scale: the logits are ``scale * (hidden @ weight.T + bias)``.
         dtype: of the logits.
         autocast_dtype: of the products, if autocast was on.
+        sparse_grad: row-sparse gradients of weight and bias.
+        columns: int64, the inputs that ``hidden`` has when a hidden sparse layer left out the others, which are zero.
     """
 
     hidden: Tensor
@@ -47,6 +49,7 @@ class Source:
     dtype: torch.dtype
     autocast_dtype: torch.dtype | None
     sparse_grad: bool
+    columns: Tensor | None = None
     versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -70,7 +73,13 @@ class Source:
 
     def flat_hidden(self) -> Tensor:
         """The hidden vectors as [number of samples, in_features], in the order of flattened targets."""
-        return self.hidden.movedim(self.class_dim, -1).reshape(-1, self.weight.shape[1])
+        return self.hidden.movedim(self.class_dim, -1).flatten(0, -2)
+
+    def query(self, hidden: Tensor) -> Tensor:
+        """What the tables are asked for: flat hidden vectors at their full width."""
+        if self.columns is None:
+            return hidden.detach()
+        return hidden.new_zeros((len(hidden), self.weight.shape[1])).index_copy_(1, self.columns, hidden.detach())
 
     def check_unchanged(self) -> None:
         """Raises RuntimeError if the weights were changed in place since the layer ran, or their memory was freed."""
@@ -95,7 +104,8 @@ class Source:
         hidden = self.hidden.movedim(self.class_dim, -1)
         enabled = self.autocast_dtype is not None
         with torch.autocast("cpu", dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
-            logits = F.linear(hidden, self.weight, self.bias)
+            weight = self.weight if self.columns is None else self.weight.index_select(1, self.columns)
+            logits = F.linear(hidden, weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits.movedim(-1, self.class_dim).to(self.dtype)
@@ -365,7 +375,7 @@ def _divide(logits: Any, divisor: Any, rounding_mode: str | None = None) -> Any:
 
 def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     source = logits.source
-    if dim % logits.dim() != source.class_dim or source.scale < 0 or not largest:
+    if dim % logits.dim() != source.class_dim or source.scale < 0 or not largest or source.columns is not None:
         return NotImplemented
     from torch_slide.inference import chunked_topk
 

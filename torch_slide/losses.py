@@ -55,7 +55,7 @@ def _candidate_loss(
     advance = torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad)
     choose = compiled_choose if torch.compiler.is_compiling() else Selector.choose
     candidates = choose(
-        selector, hidden.detach(), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
+        selector, source.query(hidden), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
     )
     dtype = _loss_dtype(source)
     log_weights = candidates.log_weights.to(dtype)
@@ -70,6 +70,7 @@ def _candidate_loss(
         source.bias,
         candidates,
         labels,
+        columns=source.columns,
         log_weights=log_weights,
         smoothing=smooth,
         class_weight=weight.detach().to(dtype)[candidates.ids] if bce and weight is not None else None,
