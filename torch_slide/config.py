@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -112,7 +113,8 @@ class LSHConfig:
         _require(
             "probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}"
         )
-        _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
+        if self.strategy == "threshold":
+            _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
         _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
@@ -143,6 +145,16 @@ class LSHConfig:
     def auto(cls, in_features: int, out_features: int, memory_limit: int | None = None) -> LSHConfig:
         """A configuration for a layer of this size."""
         return cls()
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> LSHConfig:
+        """The configuration that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "rehash": RehashSchedule(**fields["rehash"])})
 
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +109,7 @@ class SparseLSHLinear(nn.Linear):
             weight=self.weight,
             bias=self.bias,
             selector=self.selector,
-            draw=self.selector.draw(),
+            draw=self.selector.draw(input),
             class_dim=input.dim() - 1,
             scale=1.0,
             dtype=autocast or input.dtype,
@@ -118,6 +119,9 @@ class SparseLSHLinear(nn.Linear):
 
     @torch.compiler.disable
     def _lazy(self, input: Tensor) -> SparseLogits:
+        # Dynamo would trace into the logits as into any tensor; this makes it break the graph around them.
+        if dynamo := sys.modules.get("torch._dynamo"):
+            dynamo.config.nontraceable_tensor_subclasses.add(SparseLogits)
         return SparseLogits.of(self._source(input))
 
     def _check_input(self, input: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The loss over candidates as one autograd step: gathered product, loss with its gradient, gradients of the rows.
+"""Autograd of candidate sets: the loss as one step, and the activations of a hidden layer.
 
 The gradient for the logits is formed together with the loss, in place, so that no second [B, C] matrix exists; the
 backward pass is two products with it.
@@ -25,6 +25,63 @@ def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool) -> Tens
     return like.new_zeros(like.shape).index_copy_(0, ids, rows)
 
 
+def _gathered_product(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    row_offsets: Tensor,
+    shared: bool,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """Logits, [B, C] if the candidates are shared, else [total]; and the gathered rows if they are."""
+    if not shared:
+        return functional.sampled_linear(hidden.to(weight.dtype), weight, bias, row_offsets, ids), None
+    rows = weight.index_select(0, ids).to(product_dtype)
+    x = hidden.to(product_dtype)
+    if bias is None:
+        return torch.mm(x, rows.t()), rows
+    return torch.addmm(bias.index_select(0, ids).to(product_dtype), x, rows.t()), rows
+
+
+def _product_backward(
+    ctx: Any,
+    grad_logits: Tensor,
+    per_sample: Tensor | None,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    row_offsets: Tensor,
+    rows: Tensor | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden, weight and bias; row b of ``grad_logits`` still to be multiplied by ``per_sample[b]``."""
+    grad_hidden = grad_rows = grad_bias_rows = None
+    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    if rows is not None:
+        grad_logits = grad_logits.to(ctx.product_dtype)
+        # The factors go onto the small side: [B, d], not [B, C].
+        factors = torch.ones(len(hidden)) if per_sample is None else per_sample
+        factors = factors.to(torch.promote_types(hidden.dtype, factors.dtype))
+        if needs_hidden:
+            grad_hidden = (torch.mm(grad_logits, rows) * factors.unsqueeze(1)).to(hidden.dtype)
+        if needs_weight:
+            grad_rows = torch.mm(grad_logits.t(), (hidden * factors.unsqueeze(1)).to(ctx.product_dtype))
+        if needs_bias:
+            grad_bias_rows = torch.mv(grad_logits.t(), factors.to(ctx.product_dtype))
+    else:
+        grad_hidden, ids, grad_rows, grad_bias_rows = functional.sampled_linear_backward(
+            grad_logits, hidden.to(weight.dtype), weight, row_offsets, ids
+        )
+        grad_hidden = grad_hidden.to(hidden.dtype)
+    grad_weight = grad_bias = None
+    if needs_weight and grad_rows is not None:
+        grad_weight = _row_gradient(ids, grad_rows, weight, ctx.sparse_grad)
+    if needs_bias and bias is not None and grad_bias_rows is not None:
+        grad_bias = _row_gradient(ids, grad_bias_rows, bias, ctx.sparse_grad)
+    return grad_hidden, grad_weight, grad_bias
+
+
 class _SampledLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -49,19 +106,9 @@ class _SampledLoss(torch.autograd.Function):
     ) -> Tensor:
         dtype = log_weights.dtype
         product_dtype = compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
-        x = hidden.to(product_dtype)
-        rows = None
-        if shared:
-            rows = weight.index_select(0, ids).to(product_dtype)
-            if bias is None:
-                logits = torch.mm(x, rows.t())
-            else:
-                logits = torch.addmm(bias.index_select(0, ids).to(product_dtype), x, rows.t())
-            logits = logits.to(dtype)
-            row_offsets = torch.arange(len(x) + 1) * len(ids)
-        else:
-            row_offsets = group_offsets
-            logits = functional.sampled_linear(hidden.to(weight.dtype), weight, bias, row_offsets, ids).to(dtype)
+        row_offsets = torch.arange(len(hidden) + 1) * len(ids) if shared else group_offsets
+        logits, rows = _gathered_product(hidden, weight, bias, ids, row_offsets, shared, product_dtype)
+        logits = logits.to(dtype)
         if scale != 1.0:
             logits.mul_(scale)
         flat = logits.view(-1)
@@ -78,28 +125,57 @@ class _SampledLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, ids, row_offsets, rows, grad_logits = ctx.saved_tensors
-        scaled = (grad * ctx.scale).unsqueeze(1)
-        grad_hidden = grad_rows = grad_bias_rows = None
-        if rows is not None:
-            grad_logits = grad_logits.to(ctx.product_dtype)
-            if ctx.needs_input_grad[0]:
-                grad_hidden = torch.mm(grad_logits, rows).to(hidden.dtype) * scaled.to(hidden.dtype)
-            if ctx.needs_input_grad[1]:
-                grad_rows = torch.mm(grad_logits.t(), (hidden * scaled).to(ctx.product_dtype))
-            if bias is not None and ctx.needs_input_grad[2]:
-                grad_bias_rows = torch.mv(grad_logits.t(), scaled.squeeze(1).to(ctx.product_dtype))
-        else:
-            per_value = torch.repeat_interleave(scaled.squeeze(1), row_offsets.diff(), output_size=len(ids))
-            grad_hidden, ids, grad_rows, grad_bias_rows = functional.sampled_linear_backward(
-                grad_logits * per_value, hidden.to(weight.dtype), weight, row_offsets, ids
-            )
-            grad_hidden = grad_hidden.to(hidden.dtype)
-        grad_weight = grad_bias = None
-        if ctx.needs_input_grad[1] and grad_rows is not None:
-            grad_weight = _row_gradient(ids, grad_rows, weight, ctx.sparse_grad)
-        if ctx.needs_input_grad[2] and grad_bias_rows is not None:
-            grad_bias = _row_gradient(ids, grad_bias_rows, bias, ctx.sparse_grad)
-        return (grad_hidden, grad_weight, grad_bias, *[None] * 14)
+        per_sample = grad * ctx.scale
+        if rows is None:
+            per_value = torch.repeat_interleave(per_sample, row_offsets.diff(), output_size=len(ids))
+            grad_logits = grad_logits * per_value
+            per_sample = None
+        gradients = _product_backward(ctx, grad_logits, per_sample, hidden, weight, bias, ids, row_offsets, rows)
+        return (*gradients, *[None] * 14)
+
+
+class _SampledActivations(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        group_offsets: Tensor,
+        shared: bool,
+        compute_dtype: torch.dtype | None,
+        sparse_grad: bool,
+    ) -> Tensor:
+        product_dtype = compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
+        values, rows = _gathered_product(hidden, weight, bias, ids, group_offsets, shared, product_dtype)
+        ctx.save_for_backward(hidden, weight, bias, ids, group_offsets, rows)
+        ctx.product_dtype, ctx.sparse_grad = product_dtype, sparse_grad
+        return values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        hidden, weight, bias, ids, group_offsets, rows = ctx.saved_tensors
+        gradients = _product_backward(ctx, grad.contiguous(), None, hidden, weight, bias, ids, group_offsets, rows)
+        return (*gradients, *[None] * 5)
+
+
+def sampled_activations(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    candidates: Candidates,
+    compute_dtype: torch.dtype | None = None,
+    sparse_grad: bool = False,
+) -> Tensor:
+    """``hidden @ weight.T + bias`` for the candidates alone: [B, C] if they are shared, else [total].
+
+    Args are those of :func:`sampled_loss`.
+    """
+    return _SampledActivations.apply(
+        hidden, weight, bias, candidates.ids, candidates.group_offsets, candidates.shared, compute_dtype, sparse_grad
+    )
 
 
 def sampled_loss(
