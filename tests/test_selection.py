@@ -169,9 +169,7 @@ def test_the_tail_is_uniform_when_nearly_all_rows_are_taken():
     num_rows, wanted, draws = 12, 8, 4000
     seen = torch.zeros(num_rows)
     for draw in range(draws):
-        ids, _, kinds, *_ = run_select(
-            [0], [0, 1], num_rows=num_rows, num_active=wanted, min_uniform=wanted, draw=draw
-        )
+        ids, _, kinds, *_ = run_select([0], [0, 1], num_rows=num_rows, num_active=wanted, min_uniform=wanted, draw=draw)
         seen[ids[kinds == UNIFORM]] += 1
     p = wanted / (num_rows - 1)
     assert (seen[1:] - draws * p).abs().max() < 5 * (draws * p * (1 - p)) ** 0.5

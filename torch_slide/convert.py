@@ -157,5 +157,10 @@ def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.M
 
 
 def _copy_hooks(old: nn.Module, new: nn.Module) -> None:
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+    for name in (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+    ):
         getattr(new, name).update(getattr(old, name))

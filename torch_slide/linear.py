@@ -251,9 +251,7 @@ class SparseLSHLinear(nn.Linear):
         if problems:
             error_msgs.extend(problems)
             return
-        super()._load_from_state_dict(
-            plain, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(plain, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if not loaded:
             self.selector.forget()
             return

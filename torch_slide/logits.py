@@ -383,9 +383,7 @@ def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sor
     values, indices = chunked_topk(source.flat_hidden(), source.weight, source.bias, k)
     batch = [*source.hidden.shape[: source.class_dim], *source.hidden.shape[source.class_dim + 1 :]]
     values = (values * source.scale).to(source.dtype)
-    return torch.return_types.topk(
-        part.reshape(*batch, k).movedim(-1, source.class_dim) for part in (values, indices)
-    )
+    return torch.return_types.topk(part.reshape(*batch, k).movedim(-1, source.class_dim) for part in (values, indices))
 
 
 def _argmax(logits: SparseLogits, dim: int | None = None, keepdim: bool = False) -> Any:
