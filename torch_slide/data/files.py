@@ -7,12 +7,12 @@ import gzip
 import lzma
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NoReturn, cast
+from typing import Any, NoReturn
 
 BLOCK_BYTES = 4 << 20
-_OPENERS = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 
 
 def find_data(name: str) -> Path:
@@ -50,7 +50,7 @@ def read_blocks(path: str | os.PathLike[str], block_bytes: int = BLOCK_BYTES) ->
     """
     line = 1
     rest = b""
-    with cast(BinaryIO, _OPENERS.get(Path(path).suffix, open)(path, "rb")) as stream:
+    with _OPENERS.get(Path(path).suffix, open)(path, "rb") as stream:
         while True:
             try:
                 data = stream.read(block_bytes)

@@ -92,9 +92,7 @@ def last_item(sessions: Sessions, num_items: int | None = None, max_context: int
     return _pairs(sessions, first, end - 1, num_items, max_context)
 
 
-def _pairs(
-    sessions: Sessions, first: Tensor, targets_at: Tensor, num_items: int | None, max_context: int
-) -> NextItems:
+def _pairs(sessions: Sessions, first: Tensor, targets_at: Tensor, num_items: int | None, max_context: int) -> NextItems:
     if max_context < 1:
         raise ValueError(f"NextItems: expected max_context to be at least 1, got {max_context}")
     num_items = sessions.num_items if num_items is None else num_items
