@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -135,6 +136,21 @@ class LSHConfig:
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         return 4 * (codes + buckets + 2 * out_features)
+
+    @classmethod
+    def auto(cls, in_features: int, out_features: int, memory_limit: int | None = None) -> LSHConfig:
+        """A configuration for a layer of this size."""
+        return cls()
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> LSHConfig:
+        """The configuration that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "rehash": RehashSchedule(**fields["rehash"])})
 
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""

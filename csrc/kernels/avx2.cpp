@@ -5,6 +5,7 @@
 TS_TARGET_BEGIN("avx2,fma")
 #define TS_ISA isa_avx2
 #include "kernels/simd_avx2.h"
+
 #include "kernels/loops.inl"
 TS_TARGET_END
 

@@ -5,6 +5,7 @@
 TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define TS_ISA isa_avx512
 #include "kernels/simd_avx512.h"
+
 #include "kernels/loops.inl"
 TS_TARGET_END
 

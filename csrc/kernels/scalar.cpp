@@ -3,6 +3,7 @@
 
 #define TS_ISA isa_scalar
 #include "kernels/simd_scalar.h"
+
 #include "kernels/loops.inl"
 
 namespace ts {

@@ -24,7 +24,9 @@ inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline uint32_t greater(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
-inline F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), no.v, yes.v)}; }
+inline F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) {
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), no.v, yes.v)};
+}
 inline F32x16 load(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};

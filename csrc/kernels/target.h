@@ -16,7 +16,8 @@
 
 #define TS_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
-#define TS_TARGET_BEGIN(features) TS_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
+#define TS_TARGET_BEGIN(features) \
+  TS_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define TS_TARGET_END TS_PRAGMA(clang attribute pop)
 #else
 #define TS_TARGET_BEGIN(features) TS_PRAGMA(GCC push_options) TS_PRAGMA(GCC target(features))
