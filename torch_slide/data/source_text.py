@@ -136,14 +136,21 @@ def load_source_text(
     vocabulary, final_ids = _choose_vocabulary(list(ids), np.bincount(np.concatenate(train)), min_count)
     ids.default_factory = None
     unseen = len(final_ids)
-    final_ids = np.append(final_ids, np.int32(UNKNOWN))
-    heldout = [np.array([ids.get(t, unseen) for t in _TOKEN.findall(text)], np.int32) for text in heldout_texts]
+    final_ids = np.append(final_ids, np.array([UNKNOWN, _NUMBER], np.int32))
+    heldout = [
+        np.array([ids.get(t, unseen + _is_long_number(t)) for t in _TOKEN.findall(text)], np.int32)
+        for text in heldout_texts
+    ]
     return SourceText(
         _samples(train, final_ids, vocabulary, context, unknown_is_target=False),
         _samples(heldout, final_ids, vocabulary, context, unknown_is_target=True),
         vocabulary,
         num_files,
     )
+
+
+def _is_long_number(token: bytes) -> bool:
+    return len(token) > 1 and token[:1].isdigit()
 
 
 def _files(roots: Sequence[str | os.PathLike[str]], heldout_share: float) -> Iterator[tuple[bytes, bool]]:
@@ -166,7 +173,7 @@ def _files(roots: Sequence[str | os.PathLike[str]], heldout_share: float) -> Ite
 
 def _choose_vocabulary(tokens: list[bytes], counts: np.ndarray, min_count: int) -> tuple[Vocabulary, np.ndarray]:
     """The vocabulary, and for every preliminary id the final one, int32."""
-    is_number = np.array([token[:1].isdigit() and len(token) > 1 for token in tokens])
+    is_number = np.array([_is_long_number(token) for token in tokens])
     kept = np.flatnonzero((counts >= min_count) & ~is_number)
     kept = kept[np.argsort(-counts[kept], kind="stable")]
     final_ids = np.full(len(tokens), UNKNOWN, np.int32)
