@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide.data import NextTokenBatch, NextTokens, SourceText, batches, epoch_order, load_source_text
-from torch_slide.metrics import evaluate
-from torch_slide.models import NextToken, dense_cross_entropy
-from torch_slide.progress import Progress, say
+from torch_slide.train.metrics import evaluate
+from torch_slide.train.models import NextToken, dense_cross_entropy
+from torch_slide.train.progress import Progress, say
 
 
 @dataclass

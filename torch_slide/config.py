@@ -109,7 +109,9 @@ class LSHConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("hashes_per_table", self.hashes_per_table, self.code_bits <= 24, "at most 24 bits a code")
         _require("probes", self.probes, self.probes <= self.num_buckets, "at most the number of buckets")
-        _require("probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}")
+        _require(
+            "probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}"
+        )
         _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 import torch_slide as ts
-from torch_slide.checkpoint import require_json_path, require_writable_folder, write_json
 from torch_slide.config import BITS_PER_HASH
-from torch_slide.problems import FORMATS, Problem, open_problem
-from torch_slide.training import Interrupted, Run, StopRequest, require_same_run
+from torch_slide.train.checkpoint import require_json_path, require_writable_folder, write_json
+from torch_slide.train.problems import FORMATS, Problem, open_problem
+from torch_slide.train.run import Interrupted, Run, StopRequest, require_same_run
 
 DESCRIPTION = """\
 Trains a network with a huge output layer on one file and measures it on another: with nn.Linear (dense), with
@@ -293,7 +293,3 @@ def _positive_float(text: str) -> float:
     if not value > 0:
         raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import torch_slide as ts
-from torch_slide import data, models
+from torch_slide import data
 from torch_slide.data.files import read_blocks
-from torch_slide.metrics import next_item_metrics, xc_metrics
+from torch_slide.train import models
+from torch_slide.train.metrics import next_item_metrics, xc_metrics
 
 FORMATS = ("xc", "sessions")
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torch_slide.checkpoint import load_checkpoint, save_checkpoint
 from torch_slide.data import batches, epoch_order
-from torch_slide.metrics import evaluate
-from torch_slide.problems import Problem
-from torch_slide.progress import Progress, say
+from torch_slide.train.checkpoint import load_checkpoint, save_checkpoint
+from torch_slide.train.metrics import evaluate
+from torch_slide.train.problems import Problem
+from torch_slide.train.progress import Progress, say
 
 
 class Interrupted(Exception):
