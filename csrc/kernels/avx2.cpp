@@ -6,7 +6,11 @@ TS_TARGET_BEGIN("avx2,fma")
 #define TS_ISA isa_avx2
 #include "kernels/simd_avx2.h"
 
+#include "kernels/partial.h"
+
 #include "kernels/loops.inl"
+#include "kernels/loops_loss.inl"
+#include "kernels/loops_sampled.inl"
 TS_TARGET_END
 
 namespace ts {
@@ -15,6 +19,9 @@ const Kernels kernels_avx2{
     "avx2",
     TS_ISA::project,
     TS_ISA::squared_norm,
+    {TS_ISA::max_sum, TS_ISA::exp_sum, TS_ISA::weighted_sum, TS_ISA::scale_minus, TS_ISA::softplus_sum},
+    {TS_ISA::dots<float>, TS_ISA::row_gradients<float>},
+    {TS_ISA::dots<uint16_t>, TS_ISA::row_gradients<uint16_t>},
 };
 }  // namespace ts
 #endif

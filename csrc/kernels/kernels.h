@@ -5,6 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/loss_kernels.h"
+#include "kernels/sampled_kernels.h"
+
 namespace ts {
 
 struct Kernels {
@@ -16,6 +19,10 @@ struct Kernels {
 
   // sum_i x[i]^2 in sixteen interleaved chains and one fixed tree: bit-equal for every ISA.
   float (*squared_norm)(const float* x, size_t d);
+
+  LossKernels loss;
+  SampledKernels<float> sampled;
+  SampledKernels<uint16_t> sampled_bf16;
 };
 
 // The widest set that this processor runs, or the one TORCH_SLIDE_ISA names (scalar, avx2, avx512, avx512bf16).

@@ -4,7 +4,11 @@
 #define TS_ISA isa_scalar
 #include "kernels/simd_scalar.h"
 
+#include "kernels/partial.h"
+
 #include "kernels/loops.inl"
+#include "kernels/loops_loss.inl"
+#include "kernels/loops_sampled.inl"
 
 namespace ts {
 extern const Kernels kernels_scalar;
@@ -12,5 +16,8 @@ const Kernels kernels_scalar{
     "scalar",
     TS_ISA::project,
     TS_ISA::squared_norm,
+    {TS_ISA::max_sum, TS_ISA::exp_sum, TS_ISA::weighted_sum, TS_ISA::scale_minus, TS_ISA::softplus_sum},
+    {TS_ISA::dots<float>, TS_ISA::row_gradients<float>},
+    {TS_ISA::dots<uint16_t>, TS_ISA::row_gradients<uint16_t>},
 };
 }  // namespace ts
