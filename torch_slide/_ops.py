@@ -23,8 +23,49 @@ ops.isa()  # An impossible TORCH_SLIDE_ISA is an error at import, not at the fir
 
 
 @torch.library.register_fake("torch_slide::project")
-def _(x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-    return x.new_empty((x.shape[0], m.shape[1]))
+def _(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((x.shape[0], columns.shape[1]))
+
+
+def _codes(x: torch.Tensor, num_tables: int, probes: int = 1) -> torch.Tensor:
+    return x.new_empty((x.shape[0], num_tables, probes), dtype=torch.int32)
+
+
+@torch.library.register_fake("torch_slide::simhash")
+def _(x: torch.Tensor, projections: torch.Tensor, num_tables: int, probes: int) -> torch.Tensor:
+    return _codes(x, num_tables, probes)
+
+
+@torch.library.register_fake("torch_slide::winner_take_all")
+def _(x: torch.Tensor, bins: torch.Tensor, detours: torch.Tensor | None, num_tables: int) -> torch.Tensor:
+    return _codes(x, num_tables)
+
+
+@torch.library.register_fake("torch_slide::minhash")
+def _(
+    x: torch.Tensor, bins: torch.Tensor, detours: torch.Tensor, labels: torch.Tensor, num_tables: int, top: int
+) -> torch.Tensor:
+    return _codes(x, num_tables)
+
+
+@torch.library.register_fake("torch_slide::nearest_centroids")
+def _(x: torch.Tensor, centroids: torch.Tensor, num_tables: int, probes: int) -> torch.Tensor:
+    return _codes(x, num_tables, probes)
+
+
+@torch.library.register_fake("torch_slide::cluster_sums")
+def _(x: torch.Tensor, codes: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    return x.new_empty((num_clusters, x.shape[1]))
+
+
+@torch.library.register_fake("torch_slide::row_norms")
+def _(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return weight.new_empty(weight.shape[0])
+
+
+@torch.library.register_fake("torch_slide::augment_rows")
+def _(weight: torch.Tensor, bias: torch.Tensor | None, rows: torch.Tensor | None, max_norm: float) -> torch.Tensor:
+    return weight.new_empty((weight.shape[0] if rows is None else rows.shape[0], weight.shape[1] + 2))
 
 
 @torch.library.register_fake("torch_slide::update_tables_")

@@ -134,7 +134,7 @@ def softmax_cross_entropy_(
         label_weights: [number of labels].
 
     Returns:
-        The loss of every row, [B]. Non-finite logits of a row that is not ignored make its loss NaN or inf, as in torch.
+        The loss of every row, [B]. Non-finite logits in a row that counts make its loss NaN or inf, as in torch.
 
     Raises:
         IndexError: for a label position outside of its row.

@@ -123,5 +123,7 @@ float softplus_sum(float* z, const float* a, const float* c, size_t n) {
   return reduce_add(sum);
 }
 
+constexpr ts::LossKernels loss_kernels{max_sum, exp_sum, weighted_sum, scale_minus, softplus_sum};
+
 }  // namespace
 }  // namespace TS_ISA

@@ -91,5 +91,8 @@ void row_gradients(const Row* row, const float* hidden, size_t d, const int64_t*
   }
 }
 
+template <typename Row>
+constexpr ts::SampledKernels<Row> sampled_kernels{dots<Row>, row_gradients<Row>};
+
 }  // namespace
 }  // namespace TS_ISA

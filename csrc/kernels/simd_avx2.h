@@ -10,6 +10,9 @@ struct F32x16 {
   __m256 lo, hi;
 };
 
+// 12 of the 16 registers hold sums.
+constexpr int kTileRows = 6, kTileRegs = 1;
+
 inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, F32x16 a) {
   _mm256_storeu_ps(p, a.lo);

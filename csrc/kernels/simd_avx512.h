@@ -10,6 +10,9 @@ struct F32x16 {
   __m512 v;
 };
 
+// 24 of the 32 registers hold sums.
+constexpr int kTileRows = 12, kTileRegs = 2;
+
 inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 inline F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }

@@ -13,6 +13,8 @@ struct F32x16 {
   float lane[16];
 };
 
+constexpr int kTileRows = 4, kTileRegs = 1;
+
 #define TS_LANES for (int i = 0; i < 16; ++i)
 inline F32x16 load(const float* p) {
   F32x16 r;

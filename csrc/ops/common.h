@@ -33,6 +33,10 @@ constexpr ScalarType scalar_type_of<int64_t>() {
   return ScalarType::Long;
 }
 template <>
+constexpr ScalarType scalar_type_of<int8_t>() {
+  return ScalarType::Char;
+}
+template <>
 constexpr ScalarType scalar_type_of<uint8_t>() {
   return ScalarType::Byte;
 }
