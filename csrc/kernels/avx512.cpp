@@ -6,6 +6,7 @@ TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #define TS_ISA isa_avx512
 #include "kernels/simd_avx512.h"
 #include "kernels/loops.inl"
+#include "kernels/loops_rows.inl"
 TS_TARGET_END
 
 namespace ts {
@@ -14,6 +15,7 @@ const Kernels kernels_avx512{
     "avx512",
     TS_ISA::project,
     TS_ISA::squared_norm,
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts
 #endif

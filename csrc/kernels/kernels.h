@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/row_kernels.h"
+
 namespace ts {
 
 struct Kernels {
@@ -16,6 +18,8 @@ struct Kernels {
 
   // sum_i x[i]^2 in sixteen interleaved chains and one fixed tree: bit-equal for every ISA.
   float (*squared_norm)(const float* x, size_t d);
+
+  RowKernels rows;
 };
 
 // The widest set that this processor runs, or the one TORCH_SLIDE_ISA names (scalar, avx2, avx512, avx512bf16).

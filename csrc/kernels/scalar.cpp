@@ -4,6 +4,7 @@
 #define TS_ISA isa_scalar
 #include "kernels/simd_scalar.h"
 #include "kernels/loops.inl"
+#include "kernels/loops_rows.inl"
 
 namespace ts {
 extern const Kernels kernels_scalar;
@@ -11,5 +12,6 @@ const Kernels kernels_scalar{
     "scalar",
     TS_ISA::project,
     TS_ISA::squared_norm,
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts
