@@ -20,7 +20,18 @@ except ModuleNotFoundError:
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
 sanitize = os.environ.get("TORCH_SLIDE_SANITIZE")
-compile_args = ["-std=c++17", "-O3", "-g1", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas"]
+# Contraction off: a product and a sum that one instruction set fuses and another does not would not be bit-equal.
+compile_args = [
+    "-std=c++17",
+    "-O3",
+    "-g1",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-parameter",
+    "-Wno-unknown-pragmas",
+]
 link_args = []
 if sanitize:
     compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]

@@ -20,3 +20,69 @@ def _load() -> None:
 _load()
 ops = torch.ops.torch_slide
 ops.isa()  # An impossible TORCH_SLIDE_ISA is an error at import, not at the first step.
+
+
+@torch.library.register_fake("torch_slide::project")
+def _(x: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((x.shape[0], columns.shape[1]))
+
+
+def _codes(x: torch.Tensor, num_tables: int, probes: int = 1) -> torch.Tensor:
+    return x.new_empty((x.shape[0], num_tables, probes), dtype=torch.int32)
+
+
+@torch.library.register_fake("torch_slide::simhash")
+def _(x: torch.Tensor, projections: torch.Tensor, num_tables: int, probes: int) -> torch.Tensor:
+    return _codes(x, num_tables, probes)
+
+
+@torch.library.register_fake("torch_slide::winner_take_all")
+def _(x: torch.Tensor, bins: torch.Tensor, detours: torch.Tensor | None, num_tables: int) -> torch.Tensor:
+    return _codes(x, num_tables)
+
+
+@torch.library.register_fake("torch_slide::minhash")
+def _(
+    x: torch.Tensor, bins: torch.Tensor, detours: torch.Tensor, labels: torch.Tensor, num_tables: int, top: int
+) -> torch.Tensor:
+    return _codes(x, num_tables)
+
+
+@torch.library.register_fake("torch_slide::nearest_centroids")
+def _(x: torch.Tensor, centroids: torch.Tensor, num_tables: int, probes: int) -> torch.Tensor:
+    return _codes(x, num_tables, probes)
+
+
+@torch.library.register_fake("torch_slide::cluster_sums")
+def _(x: torch.Tensor, codes: torch.Tensor, num_clusters: int) -> torch.Tensor:
+    return x.new_empty((num_clusters, x.shape[1]))
+
+
+@torch.library.register_fake("torch_slide::row_norms")
+def _(weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return weight.new_empty(weight.shape[0])
+
+
+@torch.library.register_fake("torch_slide::augment_rows")
+def _(weight: torch.Tensor, bias: torch.Tensor | None, rows: torch.Tensor | None, max_norm: float) -> torch.Tensor:
+    return weight.new_empty((weight.shape[0] if rows is None else rows.shape[0], weight.shape[1] + 2))
+
+
+@torch.library.register_fake("torch_slide::update_tables_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::fill_tables_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::select")
+def _(labels: torch.Tensor, label_offsets: torch.Tensor, *args: object) -> tuple[torch.Tensor, ...]:
+    total = torch.library.get_ctx().new_dynamic_size()
+    return (
+        labels.new_empty(total),
+        torch.empty_like(label_offsets),
+        labels.new_empty(total, dtype=torch.uint8),
+        labels.new_empty(total, dtype=torch.float32),
+        torch.empty_like(labels),
+    )

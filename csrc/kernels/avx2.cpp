@@ -5,7 +5,10 @@
 TS_TARGET_BEGIN("avx2,fma")
 #define TS_ISA isa_avx2
 #include "kernels/simd_avx2.h"
+#include "kernels/widen_bf16.h"
+
 #include "kernels/loops.inl"
+#include "kernels/loops_hash.inl"
 #include "kernels/loops_rows.inl"
 TS_TARGET_END
 
@@ -13,8 +16,9 @@ namespace ts {
 extern const Kernels kernels_avx2;
 const Kernels kernels_avx2{
     "avx2",
-    TS_ISA::project,
     TS_ISA::squared_norm,
+    TS_ISA::dot_bf16,
+    {TS_ISA::project, TS_ISA::above, TS_ISA::bin_argmax},
     {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts

@@ -1,5 +1,6 @@
 #include <cstdlib>
-#include <cstring>
+#include <string>
+#include <vector>
 
 #include "kernels/kernels.h"
 #include "kernels/target.h"
@@ -10,39 +11,42 @@ extern const Kernels kernels_scalar;
 #if TS_X86
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const Kernels kernels_avx512bf16;
 #endif
 
 namespace {
 
-struct Level {
-  const Kernels* kernels;
-  bool supported;
-};
-
 struct Choice {
-  const Kernels* kernels = nullptr;
-  const char* error = "";
+  const Kernels* kernels;
+  std::string error;
 };
 
-Choice choose() {
+// Narrowest first.
+std::vector<const Kernels*> runnable() {
+  std::vector<const Kernels*> levels{&kernels_scalar};
 #if TS_X86
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const Level levels[] = {{&kernels_avx512, avx512}, {&kernels_avx2, avx2}, {&kernels_scalar, true}};
-#else
-  const Level levels[] = {{&kernels_scalar, true}};
+  if (avx2) levels.push_back(&kernels_avx2);
+  if (avx512) levels.push_back(&kernels_avx512);
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) levels.push_back(&kernels_avx512bf16);
 #endif
-  const char* wanted = std::getenv("TORCH_SLIDE_ISA");
-  Choice best;
-  for (const Level& level : levels)
-    if (level.supported && best.kernels == nullptr) best.kernels = level.kernels;
-  if (wanted == nullptr || *wanted == '\0') return best;
-  for (const Level& level : levels)
-    if (std::strcmp(level.kernels->isa, wanted) == 0)
-      return level.supported ? Choice{level.kernels, ""} : Choice{best.kernels, "this processor does not support it"};
-  return {best.kernels, "no such instruction set; choose scalar, avx2, avx512 or avx512bf16"};
+  return levels;
+}
+
+Choice choose() {
+  const std::vector<const Kernels*> levels = runnable();
+  const char* const wanted = std::getenv("TORCH_SLIDE_ISA");
+  if (wanted == nullptr || *wanted == '\0') return {levels.back(), ""};
+  std::string names;
+  for (const Kernels* level : levels) {
+    if (std::string(wanted) == level->isa) return {level, ""};
+    names += (names.empty() ? "" : ", ") + std::string(level->isa);
+  }
+  return {levels.back(), "TORCH_SLIDE_ISA: expected the instruction set to be one that this processor runs (" + names +
+                             "), got " + wanted};
 }
 
 const Choice& choice() {
@@ -53,6 +57,6 @@ const Choice& choice() {
 }  // namespace
 
 const Kernels& kernels() { return *choice().kernels; }
-const char* isa_error() { return choice().error; }
+const std::string& isa_error() { return choice().error; }
 
 }  // namespace ts

@@ -4,7 +4,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
+#include "kernels/hash_kernels.h"
 #include "kernels/row_kernels.h"
 
 namespace ts {
@@ -12,13 +14,14 @@ namespace ts {
 struct Kernels {
   const char* isa;
 
-  // y[r, p] = sum_i x[r, i] * m[i, p], each sum one fused chain over ascending i: bit-equal for every ISA.
-  // x is [n, d], m is [d, p] with p a multiple of 16, y is [n, p].
-  void (*project)(const float* x, size_t n, size_t d, const float* m, size_t p, float* y);
-
   // sum_i x[i]^2 in sixteen interleaved chains and one fixed tree: bit-equal for every ISA.
   float (*squared_norm)(const float* x, size_t d);
 
+  // sum_i a[i] * b[i] of bfloat16 values, summed in float32. Equal to rounding only: avx512bf16 has an order of its
+  // own.
+  float (*dot_bf16)(const uint16_t* a, const uint16_t* b, size_t n);
+
+  HashKernels hash;
   RowKernels rows;
 };
 
@@ -26,6 +29,6 @@ struct Kernels {
 const Kernels& kernels();
 
 // Why TORCH_SLIDE_ISA could not be obeyed; empty when all is well. The ops layer turns it into an exception.
-const char* isa_error();
+const std::string& isa_error();
 
 }  // namespace ts

@@ -1,4 +1,4 @@
-// The loops of RowKernels, included as loops.inl is. Sixteen elements at a time; a rest passes through a buffer.
+// The loops of RowKernels, under the rules of loops.inl. Sixteen elements at a time; a rest passes through a buffer.
 
 namespace TS_ISA {
 namespace {

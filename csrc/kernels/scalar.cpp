@@ -3,15 +3,19 @@
 
 #define TS_ISA isa_scalar
 #include "kernels/simd_scalar.h"
+#include "kernels/widen_bf16.h"
+
 #include "kernels/loops.inl"
+#include "kernels/loops_hash.inl"
 #include "kernels/loops_rows.inl"
 
 namespace ts {
 extern const Kernels kernels_scalar;
 const Kernels kernels_scalar{
     "scalar",
-    TS_ISA::project,
     TS_ISA::squared_norm,
+    TS_ISA::dot_bf16,
+    {TS_ISA::project, TS_ISA::above, TS_ISA::bin_argmax},
     {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts

@@ -10,6 +10,9 @@ struct F32x16 {
   __m512 v;
 };
 
+// 24 of the 32 registers hold sums.
+constexpr int kTileRows = 12, kTileRegs = 2;
+
 inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 inline F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -24,7 +27,9 @@ inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline F32x16 round(F32x16 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F32x16 scale_by_power_of_two(F32x16 a, F32x16 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 inline uint32_t greater(F32x16 a, F32x16 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
-inline F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) { return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), no.v, yes.v)}; }
+inline F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) {
+  return {_mm512_mask_blend_ps(static_cast<__mmask16>(mask), no.v, yes.v)};
+}
 inline F32x16 load(const uint16_t* p) {
   const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};

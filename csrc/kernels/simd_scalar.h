@@ -13,20 +13,66 @@ struct F32x16 {
   float lane[16];
 };
 
+constexpr int kTileRows = 4, kTileRegs = 1;
+
 #define TS_LANES for (int i = 0; i < 16; ++i)
-inline F32x16 load(const float* p) { F32x16 r; std::memcpy(r.lane, p, sizeof r.lane); return r; }
+inline F32x16 load(const float* p) {
+  F32x16 r;
+  std::memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
 inline void store(float* p, const F32x16& a) { std::memcpy(p, a.lane, sizeof a.lane); }
-inline F32x16 broadcast(float x) { F32x16 r; TS_LANES r.lane[i] = x; return r; }
-inline F32x16 add(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] + b.lane[i]; return r; }
-inline F32x16 sub(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] - b.lane[i]; return r; }
-inline F32x16 mul(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] * b.lane[i]; return r; }
-inline F32x16 div(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] / b.lane[i]; return r; }
-inline F32x16 sqrt(const F32x16& a) { F32x16 r; TS_LANES r.lane[i] = std::sqrt(a.lane[i]); return r; }
-inline F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) { F32x16 r; TS_LANES r.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]); return r; }
+inline F32x16 broadcast(float x) {
+  F32x16 r;
+  TS_LANES r.lane[i] = x;
+  return r;
+}
+inline F32x16 add(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+inline F32x16 sub(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] - b.lane[i];
+  return r;
+}
+inline F32x16 mul(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] * b.lane[i];
+  return r;
+}
+inline F32x16 div(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] / b.lane[i];
+  return r;
+}
+inline F32x16 sqrt(const F32x16& a) {
+  F32x16 r;
+  TS_LANES r.lane[i] = std::sqrt(a.lane[i]);
+  return r;
+}
+inline F32x16 fma(const F32x16& a, const F32x16& b, const F32x16& c) {
+  F32x16 r;
+  TS_LANES r.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
+  return r;
+}
 // As vmaxps/vminps: the second operand when either is NaN.
-inline F32x16 max(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; return r; }
-inline F32x16 min(const F32x16& a, const F32x16& b) { F32x16 r; TS_LANES r.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; return r; }
-inline F32x16 round(const F32x16& a) { F32x16 r; TS_LANES r.lane[i] = std::nearbyint(a.lane[i]); return r; }
+inline F32x16 max(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+inline F32x16 min(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+inline F32x16 round(const F32x16& a) {
+  F32x16 r;
+  TS_LANES r.lane[i] = std::nearbyint(a.lane[i]);
+  return r;
+}
 // a * 2^n for integral n in [-126, 127].
 inline F32x16 scale_by_power_of_two(const F32x16& a, const F32x16& n) {
   F32x16 r;
@@ -39,8 +85,16 @@ inline F32x16 scale_by_power_of_two(const F32x16& a, const F32x16& n) {
   return r;
 }
 // Bit i is set where a.lane[i] > b.lane[i].
-inline uint32_t greater(const F32x16& a, const F32x16& b) { uint32_t m = 0; TS_LANES m |= static_cast<uint32_t>(a.lane[i] > b.lane[i]) << i; return m; }
-inline F32x16 select(uint32_t mask, const F32x16& yes, const F32x16& no) { F32x16 r; TS_LANES r.lane[i] = (mask >> i & 1u) ? yes.lane[i] : no.lane[i]; return r; }
+inline uint32_t greater(const F32x16& a, const F32x16& b) {
+  uint32_t m = 0;
+  TS_LANES m |= static_cast<uint32_t>(a.lane[i] > b.lane[i]) << i;
+  return m;
+}
+inline F32x16 select(uint32_t mask, const F32x16& yes, const F32x16& no) {
+  F32x16 r;
+  TS_LANES r.lane[i] = (mask >> i & 1u) ? yes.lane[i] : no.lane[i];
+  return r;
+}
 // bfloat16 travels as uint16_t; widening is exact.
 inline F32x16 load(const uint16_t* p) {
   F32x16 r;

@@ -17,15 +17,29 @@ using torch::stable::Tensor;
 template <typename T>
 constexpr ScalarType scalar_type_of();
 template <>
-constexpr ScalarType scalar_type_of<float>() { return ScalarType::Float; }
+constexpr ScalarType scalar_type_of<float>() {
+  return ScalarType::Float;
+}
 template <>
-constexpr ScalarType scalar_type_of<double>() { return ScalarType::Double; }
+constexpr ScalarType scalar_type_of<double>() {
+  return ScalarType::Double;
+}
 template <>
-constexpr ScalarType scalar_type_of<int32_t>() { return ScalarType::Int; }
+constexpr ScalarType scalar_type_of<int32_t>() {
+  return ScalarType::Int;
+}
 template <>
-constexpr ScalarType scalar_type_of<int64_t>() { return ScalarType::Long; }
+constexpr ScalarType scalar_type_of<int64_t>() {
+  return ScalarType::Long;
+}
 template <>
-constexpr ScalarType scalar_type_of<uint8_t>() { return ScalarType::Byte; }
+constexpr ScalarType scalar_type_of<int8_t>() {
+  return ScalarType::Char;
+}
+template <>
+constexpr ScalarType scalar_type_of<uint8_t>() {
+  return ScalarType::Byte;
+}
 
 // std::invalid_argument reaches Python as ValueError. Called before any parallel region: an exception thrown inside
 // one loses its message.

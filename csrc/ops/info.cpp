@@ -4,7 +4,7 @@
 namespace ts {
 
 std::string isa() {
-  if (*isa_error() != '\0') throw std::invalid_argument(std::string("TORCH_SLIDE_ISA: ") + isa_error());
+  if (!isa_error().empty()) throw std::invalid_argument(isa_error());
   return kernels().isa;
 }
 

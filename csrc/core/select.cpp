@@ -1,0 +1,173 @@
+#include "core/select.h"
+
+#include <algorithm>
+
+#include "core/random.h"
+
+namespace ts {
+namespace {
+enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4 };
+}
+
+void Selector::reserve(int64_t num_rows, int64_t num_buckets) {
+  if (static_cast<int64_t>(votes_.size()) < num_rows) votes_.resize(num_rows, 0);
+  if (static_cast<int64_t>(tally_.size()) < num_buckets) tally_.resize(num_buckets, 0);
+}
+
+void Selector::take(int64_t id, Kind kind) {
+  votes_[id] |= kTaken;
+  chosen_.push_back({static_cast<int32_t>(id), kind});
+}
+
+// A bucket that many queries probe is read once: its members get all those votes together.
+void Selector::vote(const Group& group, const TablesQuery& tables) {
+  for (int64_t q = 0; q < group.num_queries; ++q)
+    for (int64_t table = 0; table < tables.num_tables; ++table)
+      for (int64_t probe = 0; probe < group.probes; ++probe) {
+        const int32_t code = group.codes[(q * tables.num_tables + table) * group.probes + probe];
+        const int64_t bucket = table * tables.num_buckets + code;
+        if (tally_[bucket]++ == 0) probed_.push_back(bucket);
+      }
+  for (size_t i = 0; i < probed_.size(); ++i) {
+    constexpr size_t ahead = 8;
+    if (i + ahead < probed_.size()) __builtin_prefetch(tables.buckets + probed_[i + ahead] * tables.capacity);
+    const int64_t bucket = probed_[i];
+    const uint32_t votes = tally_[bucket];
+    tally_[bucket] = 0;
+    const int64_t size = std::min<int64_t>(tables.counts[bucket], tables.capacity);
+    const int32_t* const members = tables.buckets + bucket * tables.capacity;
+    for (int64_t j = 0; j < size; ++j) {
+      uint32_t& row_votes = votes_[members[j]];
+      if (row_votes == 0) touched_.push_back(members[j]);
+      row_votes += votes;
+    }
+  }
+  probed_.clear();
+}
+
+// SLIDE's vanilla sampling: whole buckets, tables in random order, until enough are found.
+void Selector::collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed) {
+  std::vector<int64_t> order(tables.num_tables);
+  const Stream stream(seed, kTableOrder);
+  for (int64_t i = 0; i < tables.num_tables; ++i) {
+    const auto j = static_cast<int64_t>(stream.below(i, i + 1));
+    order[i] = order[j];
+    order[j] = i;
+  }
+  for (const int64_t table : order)
+    for (int64_t q = 0; q < group.num_queries; ++q)
+      for (int64_t probe = 0; probe < group.probes; ++probe) {
+        const int32_t code = group.codes[(q * tables.num_tables + table) * group.probes + probe];
+        const int64_t bucket = table * tables.num_buckets + code;
+        const int64_t size = std::min<int64_t>(tables.counts[bucket], tables.capacity);
+        const int32_t* const members = tables.buckets + bucket * tables.capacity;
+        for (int64_t j = 0; j < size; ++j) {
+          if (taken(members[j])) {
+            votes_[members[j]] |= kSeen;
+            continue;
+          }
+          if (wanted-- <= 0) return;
+          take(members[j], Kind::hit);
+        }
+      }
+}
+
+// Most votes first, ties in an order that changes from draw to draw.
+void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
+  const Stream stream(seed, kTieBreak);
+  const uint32_t least = budget.strategy == Strategy::threshold ? static_cast<uint32_t>(budget.threshold) : 1u;
+  ranking_.clear();
+  for (size_t i = 0; i < touched_.size(); ++i) {
+    const uint32_t votes = votes_[touched_[i]];
+    if ((votes & kTaken) == 0 && votes >= least) ranking_.push_back(static_cast<uint64_t>(votes) << 32 | i);
+  }
+  if (static_cast<int64_t>(ranking_.size()) > wanted) {
+    const auto before = [&](uint64_t a, uint64_t b) {
+      if (a >> 32 != b >> 32) return a >> 32 > b >> 32;
+      const int32_t row_a = touched_[a & 0xffffffffu], row_b = touched_[b & 0xffffffffu];
+      const uint64_t priority_a = stream.bits(row_a), priority_b = stream.bits(row_b);
+      return priority_a != priority_b ? priority_a < priority_b : row_a < row_b;
+    };
+    std::nth_element(ranking_.begin(), ranking_.begin() + wanted, ranking_.end(), before);
+    ranking_.resize(wanted);
+  }
+  // The order of nth_element's head is unspecified; the order of discovery is not.
+  std::sort(ranking_.begin(), ranking_.end(),
+            [](uint64_t a, uint64_t b) { return (a & 0xffffffffu) < (b & 0xffffffffu); });
+  for (const uint64_t key : ranking_) take(touched_[key & 0xffffffffu], Kind::hit);
+}
+
+void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
+  const int64_t rest = num_rows - static_cast<int64_t>(chosen_.size());
+  wanted = std::min(wanted, rest);
+  const Stream stream(seed, kTail);
+  if (wanted * 2 <= rest && rest * 2 >= num_rows) {
+    // At most three quarters of the rows are ever taken here, so that four attempts a row do on average.
+    for (uint64_t attempt = 0; wanted > 0; ++attempt) {
+      const auto id = static_cast<int64_t>(stream.below(attempt, num_rows));
+      if (taken(id)) continue;
+      take(id, Kind::uniform);
+      --wanted;
+    }
+    return;
+  }
+  // Selection sampling (Knuth, TAOCP 2, 3.4.2, algorithm S): one pass over the rows that are left.
+  int64_t left = rest;
+  for (int64_t id = 0; wanted > 0; ++id) {
+    if (taken(id)) continue;
+    if (static_cast<int64_t>(stream.below(id, left)) < wanted) {
+      take(id, Kind::uniform);
+      --wanted;
+    }
+    --left;
+  }
+}
+
+Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
+                        const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
+                        int64_t* label_positions) {
+  reserve(budget.num_rows, tables.num_tables * tables.num_buckets);
+  chosen_.clear();
+  touched_.clear();
+  const bool by_votes = budget.strategy != Strategy::vanilla;
+  if (by_votes && tables.num_tables > 0) vote(group, tables);
+
+  Counts counts;
+  for (int64_t i = 0; i < group.num_labels; ++i) {
+    const int64_t label = group.labels[i];
+    if (taken(label)) continue;
+    take(label, Kind::label);
+    ++counts.labels;
+  }
+  const int64_t hub_budget = std::min(num_hubs, budget.num_active - budget.min_uniform);
+  for (int64_t i = 0; i < hub_budget; ++i) {
+    const int64_t hub = hubs[i];
+    if (taken(hub)) continue;
+    take(hub, Kind::hub);
+    ++counts.hubs;
+  }
+  const int64_t before_hits = static_cast<int64_t>(chosen_.size());
+  const int64_t hit_budget = budget.num_active - budget.min_uniform - counts.hubs;
+  if (by_votes)
+    rank_hits(hit_budget, budget, seed);
+  else
+    collect_in_table_order(group, tables, hit_budget, seed);
+  counts.hits = static_cast<int64_t>(chosen_.size()) - before_hits;
+  for (int64_t i = 0; i < counts.labels; ++i) counts.found_labels += (votes_[chosen_[i].id] & ~kTaken) != 0;
+  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, seed);
+  counts.uniform = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
+
+  if (budget.sorted)
+    std::sort(chosen_.begin(), chosen_.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
+  for (const int32_t row : touched_) votes_[row] = 0;
+  for (size_t i = 0; i < chosen_.size(); ++i) {
+    ids.push_back(chosen_[i].id);
+    kinds.push_back(chosen_[i].kind);
+    votes_[chosen_[i].id] = static_cast<uint32_t>(i);
+  }
+  for (int64_t i = 0; i < group.num_labels; ++i) label_positions[i] = votes_[group.labels[i]];
+  for (const Candidate& candidate : chosen_) votes_[candidate.id] = 0;
+  return counts;
+}
+
+}  // namespace ts

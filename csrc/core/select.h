@@ -1,0 +1,71 @@
+// Which neurons take part: labels always, then hubs, then table hits ranked by votes, then a uniform tail.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+namespace ts {
+
+enum class Strategy : int64_t { vanilla = 0, topk = 1, threshold = 2 };
+enum class Kind : uint8_t { label = 0, hub = 1, hit = 2, uniform = 3 };
+
+// Read-only tables; num_tables == 0 selects without hashing.
+struct TablesQuery {
+  const int32_t* buckets;  // [L, num_buckets, capacity]
+  const int32_t* counts;   // [L, num_buckets]
+  int64_t num_tables, num_buckets, capacity;
+};
+
+struct Budget {
+  int64_t num_rows;     // N
+  int64_t num_active;   // candidates beyond the labels
+  int64_t min_uniform;  // of which at least so many are drawn uniformly
+  Strategy strategy;
+  int64_t threshold;
+  bool sorted;  // ascending ids; otherwise labels, hubs, hits and tail follow each other
+};
+
+// One candidate set: for the queries of a whole batch, or of one sample.
+struct Group {
+  const int64_t* labels;  // may repeat
+  int64_t num_labels;
+  const int32_t* codes;  // [num_queries, L, probes]
+  int64_t num_queries, probes;
+};
+
+struct Counts {
+  int64_t labels = 0, hubs = 0, hits = 0, uniform = 0;
+  int64_t found_labels = 0;  // distinct labels that the tables found by themselves
+};
+
+// Scratch of one thread, kept between calls: O(N) bytes once, O(candidates) work each time.
+class Selector {
+ public:
+  // Appends the group's ids and kinds, and for every label of the group its position among these ids.
+  Counts select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
+                const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
+                int64_t* label_positions);
+
+ private:
+  struct Candidate {
+    int32_t id;
+    Kind kind;
+  };
+  void reserve(int64_t num_rows, int64_t num_buckets);
+  void vote(const Group& group, const TablesQuery& tables);
+  void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
+  void rank_hits(int64_t wanted, const Budget& budget, uint64_t seed);
+  void draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed);
+  void take(int64_t id, Kind kind);
+  bool taken(int64_t id) const { return (votes_[id] & kTaken) != 0; }
+
+  static constexpr uint32_t kTaken = 1u << 31;
+  static constexpr uint32_t kSeen = 1u;  // a label met on the way through the tables
+  std::vector<uint32_t> votes_;          // [N], zero between calls
+  std::vector<uint32_t> tally_;          // [L * num_buckets], zero between calls
+  std::vector<int64_t> probed_;          // buckets with a tally
+  std::vector<int32_t> touched_;         // rows with a vote
+  std::vector<uint64_t> ranking_;        // (votes, priority) keys of the hits
+  std::vector<Candidate> chosen_;
+};
+
+}  // namespace ts

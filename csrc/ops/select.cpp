@@ -1,0 +1,134 @@
+#include "core/select.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/random.h"
+#include "ops/common.h"
+
+namespace ts {
+namespace {
+
+struct GroupResult {
+  std::vector<int64_t> ids;
+  std::vector<Kind> kinds;
+  Counts counts;
+};
+
+// Labels and hits are certain to be there; each row of the tail stands for (N - certain) / tail rows.
+float tail_log_weight(const Counts& counts, int64_t num_rows) {
+  const int64_t certain = counts.labels + counts.hubs + counts.hits;
+  if (counts.uniform == 0) return 0.0f;
+  return static_cast<float>(std::log(static_cast<double>(num_rows - certain) / static_cast<double>(counts.uniform)));
+}
+
+int64_t distinct(const int64_t* first, int64_t num) {
+  std::vector<int64_t> sorted(first, first + num);
+  std::sort(sorted.begin(), sorted.end());
+  return std::unique(sorted.begin(), sorted.end()) - sorted.begin();
+}
+
+template <typename T>
+T* copy_to(const std::vector<T>& from, T* to) {
+  return std::copy(from.begin(), from.end(), to);
+}
+
+}  // namespace
+
+// One candidate set for each group of labels: the whole batch (one group), or every sample (as many as queries).
+// -> ids [total], group_offsets [G + 1], kinds [total], log_weights [total], label_positions [len(labels)]
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, const Tensor& label_offsets,
+                                                          const Tensor& hubs, const Tensor& query_codes,
+                                                          const Tensor& buckets, const Tensor& bucket_counts,
+                                                          const Tensor& draw, const Tensor& counters, int64_t num_rows,
+                                                          int64_t num_active, int64_t min_uniform, int64_t max_active,
+                                                          int64_t strategy, int64_t threshold, bool sorted,
+                                                          bool correction, int64_t seed) {
+  constexpr const char* op = "select";
+  const int64_t* const label_ids = data<int64_t>(labels, op, "labels");
+  const int64_t* const offsets = data<int64_t>(label_offsets, op, "label_offsets");
+  const int64_t num_groups = label_offsets.numel() - 1;
+  require(num_groups >= 1 && offsets[0] == 0 && offsets[num_groups] == labels.numel(), op, "label_offsets",
+          "offsets into labels");
+  for (int64_t i = 0; i < labels.numel(); ++i)
+    if (label_ids[i] < 0 || label_ids[i] >= num_rows)
+      throw std::out_of_range("select: expected labels to be in [0, " + std::to_string(num_rows) + "), got " +
+                              std::to_string(label_ids[i]));
+  const int64_t* const hub_ids = data<int64_t>(hubs, op, "hubs");
+  for (int64_t i = 0; i < hubs.numel(); ++i)
+    require(hub_ids[i] >= 0 && hub_ids[i] < num_rows, op, "hubs", "row numbers");
+  require(query_codes.dim() == 3 && query_codes.size(0) % num_groups == 0, op, "query_codes", "[queries, L, probes]");
+  require(buckets.dim() == 3 && bucket_counts.dim() == 2, op, "buckets", "[L, num_buckets, capacity]");
+  const TablesQuery tables{data<int32_t>(buckets, op, "buckets"), data<int32_t>(bucket_counts, op, "bucket_counts"),
+                           query_codes.size(1), buckets.size(1), buckets.size(2)};
+  require(tables.num_tables <= buckets.size(0), op, "query_codes", "of the tables' L");
+  const int32_t* const codes = data<int32_t>(query_codes, op, "query_codes");
+  for (int64_t i = 0; i < query_codes.numel(); ++i)
+    require(codes[i] >= 0 && codes[i] < tables.num_buckets, op, "query_codes", "bucket numbers");
+  for (int64_t g = 0; max_active > 0 && g < num_groups; ++g) {
+    const int64_t num = offsets[g + 1] - offsets[g];
+    if (num > max_active && distinct(label_ids + offsets[g], num) > max_active)
+      throw std::invalid_argument(
+          "select: expected the labels of one candidate set to be at most max_active = " + std::to_string(max_active) +
+          ", got " + std::to_string(distinct(label_ids + offsets[g], num)));
+  }
+
+  const Budget budget{num_rows, num_active, min_uniform, static_cast<Strategy>(strategy), threshold, sorted};
+  const int64_t queries = query_codes.size(0) / num_groups, probes = query_codes.size(2);
+  const auto step_seed = combine(static_cast<uint64_t>(seed), *data<int64_t>(draw, op, "draw"));
+  Tensor positions = empty<int64_t>({labels.numel()});
+  int64_t* const label_positions = mutable_data<int64_t>(positions, op, "label_positions");
+  std::vector<GroupResult> groups(static_cast<size_t>(num_groups));
+  torch::stable::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
+    // Kept for the thread's life: clearing O(N) counters for every call would cost more than the selection.
+    static thread_local Selector selector;
+    for (int64_t g = begin; g < end; ++g) {
+      const Group group{label_ids + offsets[g], offsets[g + 1] - offsets[g],
+                        codes + g * queries * tables.num_tables * probes, queries, probes};
+      GroupResult& result = groups[g];
+      result.counts = selector.select(group, hub_ids, hubs.numel(), tables, budget, combine(step_seed, g), result.ids,
+                                      result.kinds, label_positions + offsets[g]);
+    }
+  });
+
+  Tensor group_offsets = empty<int64_t>({num_groups + 1});
+  int64_t* const starts = mutable_data<int64_t>(group_offsets, op, "group_offsets");
+  starts[0] = 0;
+  for (int64_t g = 0; g < num_groups; ++g) starts[g + 1] = starts[g] + static_cast<int64_t>(groups[g].ids.size());
+  Tensor ids = empty<int64_t>({starts[num_groups]});
+  Tensor kinds = empty<uint8_t>({starts[num_groups]});
+  Tensor log_weights = empty<float>({starts[num_groups]});
+  int64_t* next_id = mutable_data<int64_t>(ids, op, "ids");
+  uint8_t* next_kind = mutable_data<uint8_t>(kinds, op, "kinds");
+  float* next_weight = mutable_data<float>(log_weights, op, "log_weights");
+  Counts total;
+  for (const GroupResult& result : groups) {
+    const float tail = correction ? tail_log_weight(result.counts, num_rows) : 0.0f;
+    next_id = copy_to(result.ids, next_id);
+    for (const Kind kind : result.kinds) {
+      *next_kind++ = static_cast<uint8_t>(kind);
+      *next_weight++ = kind == Kind::uniform ? tail : 0.0f;
+    }
+    total.labels += result.counts.labels;
+    total.hubs += result.counts.hubs;
+    total.hits += result.counts.hits;
+    total.uniform += result.counts.uniform;
+    total.found_labels += result.counts.found_labels;
+  }
+  require(counters.numel() == 6, op, "counters", "of 6 elements");
+  const int64_t last[] = {num_groups, total.labels, total.hubs, total.hits, total.uniform, total.found_labels};
+  std::copy(std::begin(last), std::end(last), mutable_data<int64_t>(counters, op, "counters"));
+  return {ids, group_offsets, kinds, log_weights, positions};
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
+  m.def(
+      "select(Tensor labels, Tensor label_offsets, Tensor hubs, Tensor query_codes, Tensor buckets, "
+      "Tensor bucket_counts, Tensor draw, Tensor(a!) counters, int num_rows, int num_active, int min_uniform, "
+      "int max_active, int strategy, int threshold, bool sorted, bool correction, int seed) "
+      "-> (Tensor ids, Tensor group_offsets, Tensor kinds, Tensor log_weights, Tensor label_positions)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(torch_slide, CPU, m) { m.impl("select", TORCH_BOX(&select)); }
+
+}  // namespace ts

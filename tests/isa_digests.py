@@ -1,0 +1,45 @@
+"""Run by test_isa.py in a process of its own for each instruction set: prints a digest of every result that selects
+neurons, for several numbers of threads and chunkings of the rows."""
+
+import hashlib
+import json
+
+import torch
+
+from torch_slide._ops import ops
+from torch_slide.config import LSHConfig
+from torch_slide.hashing import FAMILIES, augment_rows, hash_family, row_norms
+
+
+def digest(*tensors: torch.Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors)).hexdigest()
+
+
+def results(chunk: int) -> dict[str, str]:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(157, 37, generator=generator) * 10 ** torch.randn(157, 1, generator=generator)
+    bias = torch.randn(157, generator=generator)
+    weight[3] = weight[4] = 0
+    norms = row_norms(weight, bias)
+    rows = augment_rows(weight, bias, float(norms.max()))
+    found = {"row_norms": digest(norms), "augment_rows": digest(rows)}
+    columns = torch.randn(39, 50, generator=generator)
+    found["project"] = digest(torch.cat([ops.project(part, columns) for part in rows.split(chunk)]))
+    for name, cls in FAMILIES.items():
+        config = LSHConfig(family=name, num_tables=5, hashes_per_table=4)
+        family = hash_family(39, config)
+        params = family.fit(rows, 1)
+        probes = 7 if cls.multi_probe else 1
+        for kind, x in (("", rows), ("_of_integers", (weight.sign() * 2).round().repeat(1, 2)[:, :39])):
+            codes = torch.cat([family.codes(params, part, probes) for part in x.split(chunk)])
+            found[name + kind] = digest(codes)
+        found[f"{name}_params"] = digest(*params.values())
+    return found
+
+
+if __name__ == "__main__":
+    runs = []
+    for threads, chunk in ((1, 157), (2, 157), (4, 157), (2, 1), (1, 50)):
+        torch.set_num_threads(threads)
+        runs.append(results(chunk))
+    print(json.dumps({"isa": ops.isa(), "runs": runs}))

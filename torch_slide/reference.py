@@ -1,0 +1,109 @@
+"""Slow, obvious oracles in pure torch of what the C++ ops compute."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+# ---- hashing ----
+
+
+def project(x: Tensor, columns: Tensor) -> Tensor:
+    """``x @ columns`` with each sum one chain of fused multiply-adds over ascending i.
+
+    In float64 a product of two floats is exact, so only one rounding to float32 is left; that the sum was rounded to
+    float64 before shows once in 2**29 times.
+    """
+    total = torch.zeros(len(x), columns.shape[1])
+    for i in range(x.shape[1]):
+        total = (total.double() + x[:, i : i + 1].double() * columns[i].double()).float()
+    return total
+
+
+def simhash(x: Tensor, projections: Tensor, num_tables: int, probes: int) -> Tensor:
+    """SimHash codes [n, L, probes] for projections [d, L * K]."""
+    bits = projections.shape[1] // num_tables
+    y = project(x, projections).view(-1, num_tables, bits)
+    by_size = (
+        sorted(itertools.combinations(range(bits), size), key=lambda ranks: sum(2**rank for rank in ranks))
+        for size in range(bits + 1)
+    )
+    flips = list(itertools.islice(itertools.chain.from_iterable(by_size), probes))
+    codes = torch.zeros(len(x), num_tables, probes, dtype=torch.int32)
+    for row, table in itertools.product(range(len(x)), range(num_tables)):
+        values = y[row, table].tolist()
+        code = sum(2**k for k in range(bits) if values[k] > 0)
+        nearest = sorted(range(bits), key=[abs(value) for value in values].__getitem__)
+        for probe in range(probes):
+            codes[row, table, probe] = code ^ sum(2 ** nearest[rank] for rank in flips[probe])
+    return codes
+
+
+def _densified(filled: list[bool], bin_: int, detours: list[int]) -> int:
+    if not any(filled):
+        return bin_
+    right = [(bin_ + step) % len(filled) for step in range(len(filled))]
+    return next(b for b in [bin_, *detours, *right] if filled[b])
+
+
+def _packed(digits: Tensor, num_tables: int) -> Tensor:
+    """Digits of three bits [n, L * K], the first lowest, to codes [n, L, 1]."""
+    digits = digits.view(-1, num_tables, digits.shape[1] // num_tables)
+    return (digits * 8 ** torch.arange(digits.shape[2])).sum(2, keepdim=True).int()
+
+
+def winner_take_all(x: Tensor, bins: Tensor, detours: Tensor | None, num_tables: int) -> Tensor:
+    """WTA codes, DWTA with detours: x [n, d], bins [L * K, 8] -> [n, L, 1]."""
+    digits = torch.zeros(len(x), len(bins), dtype=torch.int64)
+    for row in range(len(x)):
+        windows = [x[row, coordinates].tolist() for coordinates in bins.long()]
+        filled = [any(value != 0 for value in window) for window in windows]
+        for b in range(len(bins)):
+            donor = b if detours is None else _densified(filled, b, detours[b].tolist())
+            digits[row, b] = windows[donor].index(max(windows[donor]))
+    return _packed(digits, num_tables)
+
+
+def minhash(x: Tensor, bins: Tensor, detours: Tensor, labels: Tensor, num_tables: int, top: int) -> Tensor:
+    """MinHash codes of the sets of the ``top`` largest positive coordinates: [n, L, 1]."""
+    digits = torch.zeros(len(x), len(bins), dtype=torch.int64)
+    for row in range(len(x)):
+        values = x[row].tolist()
+        ranked = sorted(range(len(values)), key=[-value for value in values].__getitem__)
+        members = {i for i in ranked[:top] if values[i] > 0}
+        first = [next((i for i in window if i in members), None) for window in bins.tolist()]
+        filled = [element is not None for element in first]
+        for b in range(len(bins)):
+            element = first[_densified(filled, b, detours[b].tolist())]
+            digits[row, b] = 0 if element is None else labels[b, element]
+    return _packed(digits, num_tables)
+
+
+def nearest_centroids(x: Tensor, centroids: Tensor, num_tables: int, probes: int) -> Tensor:
+    """The centroids of largest inner product, ties by number: centroids [d, L * C] -> [n, L, probes]."""
+    scores = project(x, centroids).view(-1, num_tables, centroids.shape[1] // num_tables)
+    return scores.sort(dim=2, descending=True, stable=True).indices[:, :, :probes].int()
+
+
+def cluster_sums(x: Tensor, codes: Tensor, num_clusters: int) -> Tensor:
+    """Sums of the rows of each cluster, in ascending order of the rows."""
+    sums = torch.zeros(num_clusters, x.shape[1])
+    for row, code in enumerate(codes.tolist()):
+        sums[code] += x[row]
+    return sums
+
+
+def row_norms(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Norms of [weight, bias], in float64."""
+    squares = weight.double().square().sum(1)
+    return (squares if bias is None else squares + bias.double().square()).sqrt()
+
+
+def augment_rows(weight: Tensor, bias: Tensor | None, max_norm: float, rows: Tensor | None = None) -> Tensor:
+    """[w, b, sqrt(M**2 - |w|**2 - b**2)] / M in float64."""
+    index = torch.arange(len(weight)) if rows is None else rows
+    shift = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
+    rest = (max_norm**2 - row_norms(weight, bias).square()).clamp_min(0).sqrt()
+    return torch.cat([weight.double(), shift[:, None], rest[:, None]], dim=1)[index] / max_norm

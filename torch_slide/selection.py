@@ -1,0 +1,281 @@
+"""Which neurons take part in a step: the Selector interface and its registry.
+
+A selector brings hubs and table hits; labels, the uniform tail and the weights of the correction are common to all and
+live in one op (csrc/core/select.h).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from torch_slide import dirty, functional
+from torch_slide.config import STRATEGIES, LSHConfig
+from torch_slide.tables import HashTables
+
+FORMAT = 1
+# Fields of Selector.state["clock"].
+_FORMAT, _DRAWS, _REHASHES, _NEXT_REHASH, _FROZEN = range(5)
+
+
+# Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
+_RECENT_DRAWS = 64
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The neurons of one step, for the batch as a whole or for each sample.
+
+    Attributes:
+        ids: int64 [total] neuron numbers; ascending if shared by the batch.
+        group_offsets: int64 [G + 1]; G is 1 if shared, else the batch size.
+        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 uniform tail.
+        log_weights: float32 [total]: log of the number of neurons that a candidate stands for.
+        label_positions: int64 [number of labels]: where each label lies within its group.
+    """
+
+    ids: Tensor
+    group_offsets: Tensor
+    kinds: Tensor
+    log_weights: Tensor
+    label_positions: Tensor
+    shared: bool
+
+
+SELECTORS: dict[str, type[Selector]] = {}
+
+
+def register_selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
+    """Makes a Selector known as ``LSHConfig(selector=name)``."""
+
+    def add(cls: type[Selector]) -> type[Selector]:
+        cls.name = name
+        SELECTORS[name] = cls
+        return cls
+
+    return add
+
+
+class Selector:
+    """Picks candidates and keeps the clock of its layer. The base class draws uniformly and is the control.
+
+    ``state`` holds every tensor: ``clock`` (format, draws, rehashes, draw of the next rehash, frozen), ``counters``
+    (of the last selection) and ``timers`` (seconds rehashing, time of the first draw), besides a subclass's own.
+    """
+
+    name: ClassVar[str]
+    # Not saved: derived from other tensors, or about this process only.
+    derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
+
+    def __init__(
+        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
+    ) -> None:
+        self.in_features, self.out_features, self.config = in_features, out_features, config
+        self.recipe = config.to_json()
+        self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self.state = self._empty_state() if state is None else state
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        return {
+            "clock": torch.tensor([FORMAT, 0, 0, 0, 0]),
+            "counters": torch.zeros(6, dtype=torch.int64),
+            "timers": torch.zeros(2, dtype=torch.float64),
+        }
+
+    def draw(self, hidden: Tensor) -> Tensor:
+        """The current draw, int64 []: everything random about a selection follows from it and the seed.
+
+        A checkpoint that runs the layer again inside the backward pass gets the draw of the first time.
+        """
+        draw = self.state["clock"][_DRAWS].clone()
+        if torch.compiler.is_compiling():
+            return draw
+        flat = hidden.detach().reshape(-1)
+        fingerprint = (tuple(hidden.shape), *flat[:: max(1, len(flat) // 16)][:16].tolist())
+        if _in_backward():
+            return self._recent_draws.get(fingerprint, draw)
+        self._recent_draws[fingerprint] = draw
+        if len(self._recent_draws) > _RECENT_DRAWS:
+            self._recent_draws.popitem(last=False)
+        return draw
+
+    @torch.no_grad()
+    def advance(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        """One loss is being evaluated with gradients: rehash if it is time, then move to the next draw.
+
+        Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
+        checkpoint evaluates the loss again.
+        """
+        if _in_backward() or not bool(torch.isfinite(hidden).all()):
+            return
+        clock, timers = self.state["clock"], self.state["timers"]
+        _, draws, _, next_rehash, frozen = clock.tolist()
+        now = time.perf_counter()
+        if timers[1] == 0:
+            timers[1] = now
+        if draws >= next_rehash and not frozen:
+            self.rehash(weight, bias)
+        clock[_DRAWS] += 1
+
+    def choose(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        label_offsets: Tensor,
+        draw: Tensor,
+        advance: bool,
+    ) -> Candidates:
+        """:meth:`advance`, if this loss has gradients, then :meth:`select`."""
+        if advance:
+            self.advance(hidden, weight, bias)
+        return self.select(hidden, labels, label_offsets, draw)
+
+    @torch.no_grad()
+    def rehash(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Brings what this selector knows of the weights up to date, and sets the time of the next rehash."""
+        clock, timers = self.state["clock"], self.state["timers"]
+        _, draws, rehashes, _, _ = clock.tolist()
+        started = time.perf_counter()
+        self._refresh(weight.detach(), None if bias is None else bias.detach(), rehashes)
+        timers[0] += time.perf_counter() - started
+        clock[_REHASHES] += 1
+        clock[_NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
+
+    def freeze(self, frozen: bool) -> None:
+        """Stops (or resumes) scheduled rehashes."""
+        self.state["clock"][_FROZEN] = int(frozen)
+
+    def forget(self) -> None:
+        """The weights were replaced: rehash before the next selection."""
+        self.state["clock"][_REHASHES] = 0
+        self.state["clock"][_NEXT_REHASH] = 0
+
+    def restore(self) -> None:
+        """Recomputes the derived tensors after the others were loaded."""
+
+    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+        """Follows the weights; a selector without tables has nothing to do."""
+
+    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Hubs [H], query codes [B, L, probes], buckets [L, num_buckets, capacity] and counts [L, num_buckets]."""
+        none = torch.zeros(0, dtype=torch.int64)
+        empty = torch.zeros((len(hidden), 0, 1), dtype=torch.int32)
+        return none, empty, empty.new_zeros((0, 1, 1)), empty.new_zeros((0, 1))
+
+    @torch.no_grad()
+    def select(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Candidates:
+        """Candidates for a batch.
+
+        Args:
+            hidden: [B, in_features].
+            labels: int64 [number of labels], of sample b at ``label_offsets[b]:label_offsets[b + 1]``.
+            label_offsets: int64 [B + 1].
+            draw: from :meth:`draw`, taken when ``hidden`` was computed.
+
+        Raises:
+            ValueError: if there are more labels than ``config.max_active``.
+        """
+        config = self.config
+        shared = config.selection == "batch"
+        hubs, codes, buckets, counts = self._sources(hidden)
+        ids, group_offsets, kinds, log_weights, positions = functional.select(
+            labels,
+            label_offsets[[0, -1]] if shared else label_offsets,
+            hubs,
+            codes,
+            buckets,
+            counts,
+            draw,
+            self.state["counters"],
+            num_rows=self.out_features,
+            num_active=config.num_active,
+            min_uniform=config.min_uniform,
+            max_active=config.max_active or 0,
+            strategy=STRATEGIES.index(config.strategy),
+            threshold=config.threshold,
+            sorted=shared,
+            correction=config.correction,
+            seed=config.seed,
+        )
+        return Candidates(ids, group_offsets, kinds, log_weights, positions, shared)
+
+    def stats(self) -> dict[str, float]:
+        """Figures of the last selection (means over the groups) and of the run so far."""
+        groups, labels, hubs, hits, uniform, found = self.state["counters"].tolist()
+        groups = max(1, groups)
+        rehashing, since = self.state["timers"].tolist()
+        elapsed = time.perf_counter() - since if since else math.inf
+        return {
+            "active": (labels + hubs + hits + uniform) / groups,
+            "labels": labels / groups,
+            "hubs": hubs / groups,
+            "hits": hits / groups,
+            "uniform": uniform / groups,
+            "label_hit_rate": found / max(1, labels),
+            "overflow": 0.0,
+            "rehash_share": rehashing / elapsed,
+        }
+
+
+@register_selector("uniform")
+class UniformSelector(Selector):
+    """Labels and a uniform tail: sampled softmax, the control that every other selector has to beat."""
+
+
+@register_selector("lsh")
+class LSHSelector(Selector):
+    """Hubs and hits from hash tables over the rows (SLIDE, section 3)."""
+
+    derived = (*Selector.derived, "buckets", "counts")
+
+    def __init__(
+        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
+    ) -> None:
+        self.tables = HashTables(in_features, out_features, config, state)
+        super().__init__(in_features, out_features, config, state)
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        # One dictionary for both: moving or loading the selector's tensors moves the tables'.
+        self.tables.state.update(super()._empty_state())
+        return self.tables.state
+
+    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+        redraw_every = self.config.rehash.redraw_every
+        changed = dirty.take_all([weight] if bias is None else [weight, bias])
+        if rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0):
+            self.tables.build(weight, bias, seed=self.config.seed + rehashes)
+        elif changed is None:
+            self.tables.build(weight, bias)
+        else:
+            self.tables.update(weight, bias, changed)
+
+    def restore(self) -> None:
+        if self.state["clock"][_REHASHES] > 0:
+            self.tables.refill()
+
+    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        state = self.state
+        return state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"]
+
+    def stats(self) -> dict[str, float]:
+        return {**super().stats(), "overflow": self.tables.overflow}
+
+
+def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Selector:
+    """The selector that the configuration names."""
+    if config.selector not in SELECTORS:
+        raise ValueError(f"LSHConfig: expected selector to be one of {tuple(SELECTORS)}, got {config.selector!r}")
+    return SELECTORS[config.selector](in_features, out_features, config)

@@ -1,0 +1,170 @@
+"""HashTables: the L tables over the rows of one layer. They know nothing of who owns the rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from torch_slide import functional
+from torch_slide.config import POLICIES, LSHConfig
+from torch_slide.hashing import augment_queries, augment_rows, hash_family, row_norms
+
+# Rows that are hashed at a time: their projections stay in the cache, and a rehash needs no memory to speak of.
+_CHUNK = 4096
+# The MIPS transform scales by a bound of the row norms. Weights grow; with headroom they seldom outgrow it.
+_NORM_HEADROOM = 1.2
+
+
+class HashTables:
+    """Buckets of row numbers, kept as plain int32 tensors in ``state``.
+
+    The buckets are a function of the codes (see csrc/core/tables.h), so a partial re-insert of changed rows leaves
+    bit for bit what a full rebuild leaves, and a checkpoint needs the codes alone.
+
+    Args:
+        in_features: width of a row.
+        out_features: number of rows, N.
+        config: family, L, K, bucket size and policy, norm_aware, num_hubs, seed.
+        state: tensors of existing tables to operate on; None makes empty ones.
+
+    Raises:
+        ValueError: if the tables would not fit into the machine's memory.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
+    ) -> None:
+        self.out_features = out_features
+        self.config = config
+        self.family = hash_family(in_features + 2 if config.norm_aware else in_features, config)
+        self.state = self._empty_state() if state is None else state
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        config, rows = self.config, self.out_features
+        wanted, present = config.table_bytes(rows), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if wanted > present:
+            raise ValueError(
+                f"LSHConfig: expected tables for {rows} neurons to fit into this machine's {present / 2**30:.1f} GiB, "
+                f"got {wanted / 2**30:.1f} GiB; lower num_tables, hashes_per_table or bucket_size"
+            )
+        buckets = (config.num_tables, config.num_buckets)
+        return {
+            "codes": torch.full((config.num_tables, rows), -1, dtype=torch.int32),
+            "buckets": torch.zeros((*buckets, config.bucket_size), dtype=torch.int32),
+            "counts": torch.zeros(buckets, dtype=torch.int32),
+            "norms": torch.zeros(rows),
+            "hubs": torch.zeros(min(config.num_hubs, rows), dtype=torch.int64),
+            "max_norm": torch.zeros(1),
+            **{f"hash.{name}": value for name, value in self.family.draw(config.seed).items()},
+        }
+
+    @property
+    def _hash_params(self) -> dict[str, Tensor]:
+        return {key.removeprefix("hash."): value for key, value in self.state.items() if key.startswith("hash.")}
+
+    @property
+    def overflow(self) -> float:
+        """Share of the (row, table) pairs that found no room in their bucket."""
+        counts = self.state["counts"]
+        return (counts - self.config.bucket_size).clamp_(min=0).sum().item() / max(1, counts.sum().item())
+
+    @torch.no_grad()
+    def build(self, weight: Tensor, bias: Tensor | None, seed: int | None = None) -> None:
+        """Hashes every row: ``weight`` is [N, in_features], ``bias`` [N]. With a seed, new hash functions first.
+
+        Raises:
+            ValueError: if a row is not finite; the tables are unchanged then.
+        """
+        norms = _checked_norms(weight, bias, None)
+        state = self.state
+        state["norms"].copy_(norms)
+        state["max_norm"].fill_(max(float(norms.max()) * _NORM_HEADROOM, torch.finfo(torch.float32).tiny))
+        if seed is not None:
+            for name, value in self.family.fit(_Vectors(self, weight, bias), seed).items():
+                state[f"hash.{name}"].copy_(value)
+        for start, codes in self._hashed(weight, bias, None):
+            state["codes"][:, start : start + len(codes)] = codes.T
+        self.refill()
+        self._find_hubs()
+
+    @torch.no_grad()
+    def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
+        """Re-inserts the given rows (int64, unique) where their codes changed; equal to ``build`` if no others did.
+
+        Raises:
+            ValueError: if one of the rows is not finite; the tables are unchanged then.
+        """
+        if len(rows) == 0:
+            return
+        norms = _checked_norms(weight, bias, rows)
+        state = self.state
+        if float(norms.max()) > float(state["max_norm"]):
+            self.build(weight, bias)
+            return
+        state["norms"][rows] = norms
+        codes = torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
+        functional.update_tables_(
+            state["codes"], state["buckets"], state["counts"], rows, codes, self._policy, self.config.seed
+        )
+        self._find_hubs()
+
+    def refill(self) -> None:
+        """Fills the buckets from the codes alone, as after loading a checkpoint."""
+        state = self.state
+        functional.fill_tables_(state["codes"], state["buckets"], state["counts"], self._policy, self.config.seed)
+
+    @torch.no_grad()
+    def query(self, hidden: Tensor) -> Tensor:
+        """Bucket numbers of each hidden vector: [B, in_features] -> int32 [B, L, probes]."""
+        hidden = hidden.detach().float().contiguous()
+        x = augment_queries(hidden) if self.config.norm_aware else hidden
+        return self.family.codes(self._hash_params, x, self.config.probes)
+
+    @property
+    def _policy(self) -> int:
+        return POLICIES.index(self.config.bucket_policy)
+
+    def vectors(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        """What is hashed of the given rows, float32 [n, in_features or in_features + 2]."""
+        if self.config.norm_aware:
+            return augment_rows(weight, bias, float(self.state["max_norm"]), rows)
+        return weight[rows].float()
+
+    def _hashed(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        params = self._hash_params
+        total = self.out_features if rows is None else len(rows)
+        for start in range(0, total, _CHUNK):
+            end = min(start + _CHUNK, total)
+            chunk = torch.arange(start, end) if rows is None else rows[start:end]
+            yield start, self.family.codes(params, self.vectors(weight, bias, chunk))[:, :, 0]
+
+    def _find_hubs(self) -> None:
+        hubs = self.state["hubs"]
+        hubs.copy_(torch.topk(self.state["norms"], len(hubs)).indices)
+
+
+class _Vectors:
+    """The vectors that are hashed, read by row number: a family that is trained wants only some of them."""
+
+    def __init__(self, tables: HashTables, weight: Tensor, bias: Tensor | None) -> None:
+        self._tables, self._weight, self._bias = tables, weight, bias
+
+    def __len__(self) -> int:
+        return len(self._weight)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._tables.vectors(self._weight, self._bias, rows)
+
+
+def _checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+    if rows is not None:
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    norms = row_norms(weight, bias)
+    bad = (~torch.isfinite(norms)).nonzero()
+    if len(bad):
+        row = int(bad[0]) if rows is None else int(rows[bad[0]])
+        raise ValueError(f"rehash: expected weight and bias to be finite, got a row that is not: {row}")
+    return norms
