@@ -13,6 +13,7 @@ TS_TARGET_BEGIN("avx2,fma")
 #include "kernels/loops_hash.inl"
 #include "kernels/loops_loss.inl"
 #include "kernels/loops_sampled.inl"
+#include "kernels/loops_rows.inl"
 TS_TARGET_END
 
 namespace ts {
@@ -25,6 +26,7 @@ const Kernels kernels_avx2{
     TS_ISA::loss_kernels,
     TS_ISA::sampled_kernels<float>,
     TS_ISA::sampled_kernels<uint16_t>,
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts
 #endif

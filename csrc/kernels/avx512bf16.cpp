@@ -12,6 +12,7 @@ TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 #include "kernels/loops_hash.inl"
 #include "kernels/loops_loss.inl"
 #include "kernels/loops_sampled.inl"
+#include "kernels/loops_rows.inl"
 TS_TARGET_END
 
 namespace ts {
@@ -24,6 +25,7 @@ const Kernels kernels_avx512bf16{
     TS_ISA::loss_kernels,
     TS_ISA::sampled_kernels<float>,
     TS_ISA::sampled_kernels<uint16_t>,
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts
 #endif

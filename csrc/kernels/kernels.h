@@ -9,6 +9,7 @@
 #include "kernels/hash_kernels.h"
 #include "kernels/loss_kernels.h"
 #include "kernels/sampled_kernels.h"
+#include "kernels/row_kernels.h"
 
 namespace ts {
 
@@ -26,6 +27,7 @@ struct Kernels {
   LossKernels loss;
   SampledKernels<float> sampled;
   SampledKernels<uint16_t> sampled_bf16;
+  RowKernels rows;
 };
 
 // The widest set that this processor runs, or the one TORCH_SLIDE_ISA names (scalar, avx2, avx512, avx512bf16).

@@ -11,6 +11,7 @@
 #include "kernels/loops_hash.inl"
 #include "kernels/loops_loss.inl"
 #include "kernels/loops_sampled.inl"
+#include "kernels/loops_rows.inl"
 
 namespace ts {
 extern const Kernels kernels_scalar;
@@ -22,5 +23,6 @@ const Kernels kernels_scalar{
     TS_ISA::loss_kernels,
     TS_ISA::sampled_kernels<float>,
     TS_ISA::sampled_kernels<uint16_t>,
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
 };
 }  // namespace ts
