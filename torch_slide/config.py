@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,6 +15,15 @@ MULTI_PROBE_FAMILIES: Final = {"simhash", "kmeans"}
 POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
+
+# LSHConfig.auto: candidates beyond the labels, probes of a query, and room in a bucket over its mean occupancy.
+_DEFAULT_ACTIVE = 4096
+_PROBES = 2
+_ROOM = 3.0
+# k-means tables are few and good, tables of random bits many and weak.
+_FEW_TABLES = ("kmeans",)
+_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
+_MAX_CODE_BITS = (20, 13)
 
 
 def _require(name: str, value: object, holds: bool, requirement: str) -> None:
@@ -109,10 +119,9 @@ class LSHConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("hashes_per_table", self.hashes_per_table, self.code_bits <= 24, "at most 24 bits a code")
         _require("probes", self.probes, self.probes <= self.num_buckets, "at most the number of buckets")
-        _require(
-            "probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}"
-        )
-        _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
+        _require("probes", self.probes, self.probes == 1 or self.family in MULTI_PROBE_FAMILIES, f"1 for {self.family}")
+        if self.strategy == "threshold":
+            _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
         _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
@@ -140,9 +149,85 @@ class LSHConfig:
         return 4 * (codes + buckets + 2 * out_features)
 
     @classmethod
-    def auto(cls, in_features: int, out_features: int, memory_limit: int | None = None) -> LSHConfig:
-        """A configuration for a layer of this size."""
-        return cls()
+    def auto(
+        cls, in_features: int, out_features: int, memory_limit: int | None = None, *, family: str = "kmeans"
+    ) -> LSHConfig:
+        """A configuration for a layer of this size.
+
+        Args:
+            in_features: width of a neuron's weights.
+            out_features: number of neurons, N.
+            memory_limit: bytes that tables and hash parameters may take; None for a quarter of float32 weights.
+            family: the hash family; the others trade retrieval for a rehash that needs no training.
+
+        Raises:
+            ValueError: if no tables fit into ``memory_limit``.
+        """
+        limit = memory_limit if memory_limit is not None else max(1 << 20, in_features * out_features)
+        num_active = min(out_features, _DEFAULT_ACTIVE)
+        for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES]:
+            config = cls(
+                family=family,
+                num_tables=num_tables,
+                hashes_per_table=cls._auto_hashes(family, out_features),
+                num_active=num_active,
+            )
+            mean = max(1.0, out_features / config.num_buckets)
+            config = config.replace(
+                bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)),
+                probes=min(_PROBES, config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
+            )
+            if config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
+                return config
+        wanted = config.table_bytes(out_features) + config.hash_bytes(in_features)
+        raise ValueError(f"LSHConfig.auto: expected memory_limit to be at least {wanted} bytes, got {limit}")
+
+    @staticmethod
+    def _auto_hashes(family: str, out_features: int) -> int:
+        """K for buckets of a useful size: sqrt(N) / 2 neurons for centroids, some 16 neurons for bits."""
+        buckets = 2 * math.sqrt(out_features) if family == "kmeans" else out_features / 16
+        return max(
+            1, min(round(math.log2(max(2.0, buckets))), _MAX_CODE_BITS[family == "kmeans"]) // BITS_PER_HASH[family]
+        )
+
+    def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
+        """The configuration in words, with memory where the size of the layer is given."""
+        bits = BITS_PER_HASH[self.family]
+        lines = [
+            f"{self.num_active} candidates beyond the labels, "
+            + ("shared by the batch" if self.selection == "batch" else "for each sample"),
+            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of largest norm), at least "
+            f"{self.min_uniform} uniform{' (weighted)' if self.correction else ''}, the rest {self.selector} hits",
+        ]
+        if self.selector == "lsh":
+            lines += [
+                f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "
+                f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a bucket "
+                f"({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query",
+                f"  rehash after {self.rehash.every} steps, then every {self.rehash.every} * exp({self.rehash.growth} t)",
+            ]
+        if out_features is not None:
+            lines.append(f"  tables: {self.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons")
+            if self.selector == "lsh":
+                lines.append(f"  {out_features / self.num_buckets:.1f} neurons in a bucket on average")
+        if in_features is not None and out_features is not None:
+            lines.append(f"  weights: {4 * in_features * out_features / 2**20:.1f} MiB in float32")
+        return "\n".join(lines)
+
+    def hash_bytes(self, in_features: int) -> int:
+        """About how many bytes the parameters of the hash functions take for inputs of this width."""
+        columns = self.num_tables * (self.num_buckets if self.family == "kmeans" else self.hashes_per_table)
+        return 4 * (in_features + 2) * columns
+
+    def to_json(self) -> str:
+        """All fields as JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> LSHConfig:
+        """The configuration that :meth:`to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{**fields, "rehash": RehashSchedule(**fields["rehash"])})
 
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_slide import losses
+from torch_slide.activations import Active, SparseActivations
 from torch_slide.config import LSHConfig
 from torch_slide.logits import Source, SparseLogits
+from torch_slide.sampled import sampled_activations
 from torch_slide.selection import make_selector
 from torch_slide.targets import LabelLists
 
@@ -88,7 +91,7 @@ class SparseLSHLinear(nn.Linear):
         """SparseLogits in training with gradients enabled, exact logits otherwise."""
         if not self._samples():
             return F.linear(input, self.weight, self.bias)
-        return self._lazy(input)
+        return self._activate(input) if self.role == "hidden" else self._lazy(input)
 
     def _samples(self) -> bool:
         if not (self.training and torch.is_grad_enabled()) or self.lsh.num_active >= self.out_features:
@@ -101,24 +104,53 @@ class SparseLSHLinear(nn.Linear):
         return True
 
     def _source(self, input: Tensor) -> Source:
-        self._check_input(input)
+        columns = None
+        if isinstance(input, SparseActivations):
+            input, columns = self._active_inputs(input)
+        else:
+            self._check_input(input)
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         return Source(
             hidden=input,
             weight=self.weight,
             bias=self.bias,
             selector=self.selector,
-            draw=self.selector.draw(),
+            draw=self.selector.draw(input),
             class_dim=input.dim() - 1,
             scale=1.0,
             dtype=autocast or input.dtype,
             autocast_dtype=autocast,
             sparse_grad=self.sparse_grad,
+            columns=columns,
         )
+
+    def _active_inputs(self, input: SparseActivations) -> tuple[Tensor, Tensor | None]:
+        """Values and numbers of the inputs that are not zero, where the batch shares them."""
+        active = input.active
+        if active.candidates.shared and self.lsh.selection == "batch":
+            return active.values.reshape(*active.batch, -1), active.candidates.ids
+        return active.dense(), None
 
     @torch.compiler.disable
     def _lazy(self, input: Tensor) -> SparseLogits:
+        # Dynamo would trace into the logits as into any tensor; this makes it break the graph around them.
+        if dynamo := sys.modules.get("torch._dynamo"):
+            dynamo.config.nontraceable_tensor_subclasses.add(SparseLogits)
         return SparseLogits.of(self._source(input))
+
+    @torch.compiler.disable
+    def _activate(self, input: Tensor) -> SparseActivations:
+        source = self._source(input)
+        hidden = source.flat_hidden()
+        no_labels = torch.zeros(0, dtype=torch.int64)
+        offsets = torch.zeros(len(hidden) + 1, dtype=torch.int64)
+        candidates = self.selector.choose(
+            source.query(hidden), source.weight, source.bias, no_labels, offsets, source.draw, advance=True
+        )
+        values = sampled_activations(
+            hidden, source.weight, source.bias, candidates, source.columns, source.autocast_dtype, self.sparse_grad
+        )
+        return SparseActivations.of(Active(candidates, values, input.shape[:-1], self.out_features))
 
     def _check_input(self, input: Tensor) -> None:
         if input.dim() == 0 or input.shape[-1] != self.in_features:
@@ -219,9 +251,7 @@ class SparseLSHLinear(nn.Linear):
         if problems:
             error_msgs.extend(problems)
             return
-        super()._load_from_state_dict(
-            plain, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(plain, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if not loaded:
             self.selector.forget()
             return

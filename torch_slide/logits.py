@@ -35,6 +35,8 @@ class Source:
         scale: the logits are ``scale * (hidden @ weight.T + bias)``.
         dtype: of the logits.
         autocast_dtype: of the products, if autocast was on.
+        sparse_grad: row-sparse gradients of weight and bias.
+        columns: int64, the inputs that ``hidden`` has when a hidden sparse layer left out the others, which are zero.
     """
 
     hidden: Tensor
@@ -47,6 +49,7 @@ class Source:
     dtype: torch.dtype
     autocast_dtype: torch.dtype | None
     sparse_grad: bool
+    columns: Tensor | None = None
     versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -54,6 +57,8 @@ class Source:
             object.__setattr__(self, "versions", self._current_versions())
 
     def _current_versions(self) -> tuple[int, ...]:
+        if torch.compiler.is_compiling():  # the compiler functionalises writes, so none can come in between
+            return ()
         return tuple(0 if t.is_inference() else t._version for t in (self.weight, self.bias) if t is not None)
 
     @property
@@ -68,7 +73,13 @@ class Source:
 
     def flat_hidden(self) -> Tensor:
         """The hidden vectors as [number of samples, in_features], in the order of flattened targets."""
-        return self.hidden.movedim(self.class_dim, -1).reshape(-1, self.weight.shape[1])
+        return self.hidden.movedim(self.class_dim, -1).flatten(0, -2)
+
+    def query(self, hidden: Tensor) -> Tensor:
+        """What the tables are asked for: flat hidden vectors at their full width."""
+        if self.columns is None:
+            return hidden.detach()
+        return hidden.new_zeros((len(hidden), self.weight.shape[1])).index_copy_(1, self.columns, hidden.detach())
 
     def check_unchanged(self) -> None:
         """Raises RuntimeError if the weights were changed in place since the layer ran, or their memory was freed."""
@@ -77,6 +88,8 @@ class Source:
                 "SparseLogits: expected the layer's weights to be those of its forward pass, got weights modified "
                 "in place since; compute the loss before the optimizer steps"
             )
+        if torch.compiler.is_compiling():
+            return
         if self.weight.untyped_storage().size() == 0 < self.weight.numel():
             raise RuntimeError(
                 "SparseLogits: expected the layer's weights to be in memory when the loss is computed, got freed "
@@ -91,7 +104,8 @@ class Source:
         hidden = self.hidden.movedim(self.class_dim, -1)
         enabled = self.autocast_dtype is not None
         with torch.autocast("cpu", dtype=self.autocast_dtype or torch.bfloat16, enabled=enabled):
-            logits = F.linear(hidden, self.weight, self.bias)
+            weight = self.weight if self.columns is None else self.weight.index_select(1, self.columns)
+            logits = F.linear(hidden, weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits.movedim(-1, self.class_dim).to(self.dtype)
@@ -154,6 +168,7 @@ class SparseLogits(Tensor):
         return self._source.dense()
 
     @classmethod
+    @torch.compiler.disable
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -360,7 +375,7 @@ def _divide(logits: Any, divisor: Any, rounding_mode: str | None = None) -> Any:
 
 def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
     source = logits.source
-    if dim % logits.dim() != source.class_dim or source.scale < 0 or not largest:
+    if dim % logits.dim() != source.class_dim or source.scale < 0 or not largest or source.columns is not None:
         return NotImplemented
     from torch_slide.inference import chunked_topk
 
@@ -368,9 +383,7 @@ def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sor
     values, indices = chunked_topk(source.flat_hidden(), source.weight, source.bias, k)
     batch = [*source.hidden.shape[: source.class_dim], *source.hidden.shape[source.class_dim + 1 :]]
     values = (values * source.scale).to(source.dtype)
-    return torch.return_types.topk(
-        part.reshape(*batch, k).movedim(-1, source.class_dim) for part in (values, indices)
-    )
+    return torch.return_types.topk(part.reshape(*batch, k).movedim(-1, source.class_dim) for part in (values, indices))
 
 
 def _argmax(logits: SparseLogits, dim: int | None = None, keepdim: bool = False) -> Any:

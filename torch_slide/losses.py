@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide import targets
+from torch_slide.compiled import compiled_choose
 from torch_slide.logits import Source, SparseLogits, handle
 from torch_slide.sampled import sampled_loss
+from torch_slide.selection import Selector
 from torch_slide.targets import LabelLists, Labels
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -50,9 +52,11 @@ def _candidate_loss(
     if len(hidden) == 0:
         return hidden.sum(1)
     selector = source.selector
-    if torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad):
-        selector.advance(hidden.detach(), source.weight, source.bias)
-    candidates = selector.select(hidden.detach(), labels.ids, labels.offsets, source.draw)
+    advance = torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad)
+    choose = compiled_choose if torch.compiler.is_compiling() else Selector.choose
+    candidates = choose(
+        selector, source.query(hidden), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
+    )
     dtype = _loss_dtype(source)
     log_weights = candidates.log_weights.to(dtype)
     smooth = None
@@ -66,6 +70,7 @@ def _candidate_loss(
         source.bias,
         candidates,
         labels,
+        columns=source.columns,
         log_weights=log_weights,
         smoothing=smooth,
         class_weight=weight.detach().to(dtype)[candidates.ids] if bce and weight is not None else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -22,6 +23,14 @@ from torch_slide.tables import HashTables
 FORMAT = 1
 # Fields of Selector.state["clock"].
 _FORMAT, _DRAWS, _REHASHES, _NEXT_REHASH, _FROZEN = range(5)
+
+
+# Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
+_RECENT_DRAWS = 64
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,8 @@ class Selector:
         self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
     ) -> None:
         self.in_features, self.out_features, self.config = in_features, out_features, config
+        self.recipe = config.to_json()
+        self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state() if state is None else state
 
     def _empty_state(self) -> dict[str, Tensor]:
@@ -82,17 +93,31 @@ class Selector:
             "timers": torch.zeros(2, dtype=torch.float64),
         }
 
-    def draw(self) -> Tensor:
-        """The current draw, int64 []: everything random about a selection follows from it and the seed."""
-        return self.state["clock"][_DRAWS].clone()
+    def draw(self, hidden: Tensor) -> Tensor:
+        """The current draw, int64 []: everything random about a selection follows from it and the seed.
+
+        A checkpoint that runs the layer again inside the backward pass gets the draw of the first time.
+        """
+        draw = self.state["clock"][_DRAWS].clone()
+        if torch.compiler.is_compiling():
+            return draw
+        flat = hidden.detach().reshape(-1)
+        fingerprint = (tuple(hidden.shape), *flat[:: max(1, len(flat) // 16)][:16].tolist())
+        if _in_backward():
+            return self._recent_draws.get(fingerprint, draw)
+        self._recent_draws[fingerprint] = draw
+        if len(self._recent_draws) > _RECENT_DRAWS:
+            self._recent_draws.popitem(last=False)
+        return draw
 
     @torch.no_grad()
     def advance(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         """One loss is being evaluated with gradients: rehash if it is time, then move to the next draw.
 
-        Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace.
+        Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
+        checkpoint evaluates the loss again.
         """
-        if not bool(torch.isfinite(hidden).all()):
+        if _in_backward() or not bool(torch.isfinite(hidden).all()):
             return
         clock, timers = self.state["clock"], self.state["timers"]
         _, draws, _, next_rehash, frozen = clock.tolist()
@@ -102,6 +127,21 @@ class Selector:
         if draws >= next_rehash and not frozen:
             self.rehash(weight, bias)
         clock[_DRAWS] += 1
+
+    def choose(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        label_offsets: Tensor,
+        draw: Tensor,
+        advance: bool,
+    ) -> Candidates:
+        """:meth:`advance`, if this loss has gradients, then :meth:`select`."""
+        if advance:
+            self.advance(hidden, weight, bias)
+        return self.select(hidden, labels, label_offsets, draw)
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -83,7 +83,7 @@ class HashTables:
         state["norms"].copy_(norms)
         state["max_norm"].fill_(max(float(norms.max()) * _NORM_HEADROOM, torch.finfo(torch.float32).tiny))
         if seed is not None:
-            for name, value in self.family.fit(_RowReader(self, weight, bias), seed).items():
+            for name, value in self.family.fit(_Vectors(self, weight, bias), seed).items():
                 state[f"hash.{name}"].copy_(value)
         for start, codes in self._hashed(weight, bias, None):
             state["codes"][:, start : start + len(codes)] = codes.T
@@ -127,7 +127,8 @@ class HashTables:
     def _policy(self) -> int:
         return POLICIES.index(self.config.bucket_policy)
 
-    def _vectors(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    def vectors(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        """What is hashed of the given rows, float32 [n, in_features or in_features + 2]."""
         if self.config.norm_aware:
             return augment_rows(weight, bias, float(self.state["max_norm"]), rows)
         return weight[rows].float()
@@ -138,8 +139,32 @@ class HashTables:
         for start in range(0, total, _CHUNK):
             end = min(start + _CHUNK, total)
             chunk = torch.arange(start, end) if rows is None else rows[start:end]
-            yield start, self.family.codes(params, self._vectors(weight, bias, chunk))[:, :, 0]
+            yield start, self.family.codes(params, self.vectors(weight, bias, chunk))[:, :, 0]
 
     def _find_hubs(self) -> None:
         hubs = self.state["hubs"]
         hubs.copy_(torch.topk(self.state["norms"], len(hubs)).indices)
+
+
+class _Vectors:
+    """The vectors that are hashed, read by row number: a family that is trained wants only some of them."""
+
+    def __init__(self, tables: HashTables, weight: Tensor, bias: Tensor | None) -> None:
+        self._tables, self._weight, self._bias = tables, weight, bias
+
+    def __len__(self) -> int:
+        return len(self._weight)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._tables.vectors(self._weight, self._bias, rows)
+
+
+def _checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+    if rows is not None:
+        weight, bias = weight[rows], None if bias is None else bias[rows]
+    norms = row_norms(weight, bias)
+    bad = (~torch.isfinite(norms)).nonzero()
+    if len(bad):
+        row = int(bad[0]) if rows is None else int(rows[bad[0]])
+        raise ValueError(f"rehash: expected weight and bias to be finite, got a row that is not: {row}")
+    return norms

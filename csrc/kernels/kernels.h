@@ -7,6 +7,9 @@
 #include <string>
 
 #include "kernels/hash_kernels.h"
+#include "kernels/loss_kernels.h"
+#include "kernels/sampled_kernels.h"
+#include "kernels/row_kernels.h"
 
 namespace ts {
 
@@ -21,6 +24,10 @@ struct Kernels {
   float (*dot_bf16)(const uint16_t* a, const uint16_t* b, size_t n);
 
   HashKernels hash;
+  LossKernels loss;
+  SampledKernels<float> sampled;
+  SampledKernels<uint16_t> sampled_bf16;
+  RowKernels rows;
 };
 
 // The widest set that this processor runs, or the one TORCH_SLIDE_ISA names (scalar, avx2, avx512, avx512bf16).

@@ -1,0 +1,83 @@
+"""What the benchmarks share: a header that says where figures come from, alternating timings, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torch_slide.info import info
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of torch and of our ops")
+    options.add_argument("--json", type=Path, help="write the figures here")
+    options.add_argument("--seed", type=int, default=0)
+    return options
+
+
+def header(threads: int) -> dict[str, Any]:
+    """Sets the number of threads and describes the machine."""
+    torch.set_num_threads(threads)
+    described = {**info(), "threads": threads, "python": platform.python_version(), "pid": os.getpid()}
+    print("  ".join(f"{key}={value}" for key, value in described.items()), flush=True)
+    return described
+
+
+def seconds_per_step(step: Callable[[], object], steps: int) -> float:
+    """Mean over a run of steps, so that rehashes take their share."""
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - started) / steps
+
+
+def alternate(competitors: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, dict[str, float]]:
+    """Times each competitor in turn, ``rounds`` times: name -> (step, steps a round).
+
+    The first round warms up and is dropped.
+
+    Returns:
+        name -> median, low and high quartile over the rounds, in seconds a step.
+    """
+    times: dict[str, list[float]] = {name: [] for name in competitors}
+    for turn in range(rounds + 1):
+        for name, (step, steps) in competitors.items():
+            seconds = seconds_per_step(step, max(1, steps // 4) if turn == 0 else steps)
+            if turn > 0:
+                times[name].append(seconds)
+    return {name: spread(values) for name, values in times.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, high = (min(values), max(values)) if len(values) < 4 else statistics.quantiles(values, n=4)[::2]
+    return {"median": statistics.median(values), "low": low, "high": high, "rounds": len(values)}
+
+
+def show(title: str, results: dict[str, dict[str, float]], baseline: str) -> None:
+    """A table of times and of ratios to the baseline."""
+    print(f"\n{title}")
+    print(f"{'':44s} {'ms/step':>9s} {'quartiles':>19s} {'speed-up':>9s}")
+    base = results[baseline]["median"]
+    for name, result in results.items():
+        quartiles = f"{result['low'] * 1e3:.1f} - {result['high'] * 1e3:.1f}"
+        print(f"{name:44s} {result['median'] * 1e3:9.1f} {quartiles:>19s} {base / result['median']:8.1f}x", flush=True)
+
+
+def save(path: Path | None, content: dict[str, Any]) -> None:
+    """Writes the figures as JSON."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        print(f"\nwrote {path}")

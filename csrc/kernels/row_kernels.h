@@ -1,0 +1,32 @@
+// The arithmetic of the row-sparse optimisers. What depends on the step (learning rate, bias corrections) comes as
+// scalars that were computed once, in double precision.
+#pragma once
+#include <cstddef>
+
+namespace ts {
+
+// sign is -1 to maximise; l2 the coupled weight decay; keep = 1 - lr * decoupled weight decay.
+struct AdamScalars {
+  float sign, l2, keep, beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, inv_root_correction2, eps;
+};
+struct AdagradScalars {
+  float sign, l2, lr, eps;
+};
+struct SgdScalars {
+  float sign, l2, lr, momentum, one_minus_dampening;
+  bool nesterov;
+};
+
+// Element by element, or with fixed reduction order: bit-equal for every ISA.
+struct RowKernels {
+  // n elements, of one row or of several that were packed together.
+  void (*adam)(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t n);
+  // One row of d elements with its one accumulator (the running sum of the rows' mean squared gradients).
+  void (*rowwise_adagrad)(const AdagradScalars& s, float* w, float* sum, const float* grad, size_t d);
+  // momentum_buffer may be null.
+  void (*sgd)(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad, size_t n);
+  // y += scale * x
+  void (*add_scaled)(float* y, const float* x, float scale, size_t n);
+};
+
+}  // namespace ts

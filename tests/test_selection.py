@@ -1,0 +1,233 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torch_slide import functional
+from torch_slide.config import STRATEGIES, LSHConfig
+from torch_slide.selection import make_selector
+
+LABEL, HUB, HIT, UNIFORM = range(4)
+
+
+def random_tables(num_tables, num_rows, num_buckets, capacity, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, num_buckets, (num_tables, num_rows), generator=generator, dtype=torch.int32)
+    buckets = torch.zeros((num_tables, num_buckets, capacity), dtype=torch.int32)
+    counts = torch.zeros((num_tables, num_buckets), dtype=torch.int32)
+    functional.fill_tables_(codes, buckets, counts, 0, seed)
+    return buckets, counts
+
+
+def run_select(labels, offsets, *, hubs=(), codes=None, tables=None, draw=0, **options):
+    buckets, counts = tables or (torch.zeros((0, 1, 1), dtype=torch.int32), torch.zeros((0, 1), dtype=torch.int32))
+    if codes is None:
+        codes = torch.zeros((len(offsets) - 1, 0, 1), dtype=torch.int32)
+    settings_ = {
+        "num_rows": 1000, "num_active": 100, "min_uniform": 10, "max_active": 0, "strategy": 1, "threshold": 2,
+        "sorted": False, "correction": True, "seed": 0,
+    }  # fmt: skip
+    counters = torch.zeros(6, dtype=torch.int64)
+    result = functional.select(
+        torch.as_tensor(labels, dtype=torch.int64), torch.as_tensor(offsets), torch.as_tensor(hubs, dtype=torch.int64),
+        codes, buckets, counts, torch.tensor(draw), counters, **{**settings_, **options},
+    )  # fmt: skip
+    return (*result, counters)
+
+
+def votes_of(tables, codes, num_rows):
+    buckets, counts = tables
+    votes = torch.zeros(num_rows, dtype=torch.int64)
+    for query in codes:
+        for table, probes in enumerate(query):
+            for code in probes.tolist():
+                members = buckets[table, code, : min(int(counts[table, code]), buckets.shape[2])].long()
+                votes[members] += 1
+    return votes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    num_rows=st.sampled_from([1, 2, 7, 64, 101, 1000]),
+    num_active=st.integers(1, 300),
+    share=st.floats(0, 1),
+    num_labels=st.integers(0, 40),
+    num_hubs=st.integers(0, 50),
+    strategy=st.sampled_from(range(len(STRATEGIES))),
+    groups=st.sampled_from([1, 3]),
+    is_sorted=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_invariants(num_rows, num_active, share, num_labels, num_hubs, strategy, groups, is_sorted, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, num_rows, (num_labels,), generator=generator)
+    cuts = torch.randint(0, num_labels + 1, (groups - 1,), generator=generator).sort().values
+    offsets = torch.cat([torch.tensor([0]), cuts, torch.tensor([num_labels])])
+    hubs = torch.randperm(num_rows, generator=generator)[:num_hubs]
+    tables = random_tables(3, num_rows, 8, 16, seed)
+    codes = torch.randint(0, 8, (2 * groups, 3, 2), generator=generator, dtype=torch.int32)
+    min_uniform = round(share * num_active)
+    ids, group_offsets, kinds, log_weights, positions, counters = run_select(
+        labels, offsets, hubs=hubs, codes=codes, tables=tables, num_rows=num_rows, num_active=num_active,
+        min_uniform=min_uniform, strategy=strategy, sorted=is_sorted, seed=seed,
+    )  # fmt: skip
+    totals = torch.zeros(4, dtype=torch.int64)
+    for g in range(groups):
+        mine = slice(int(group_offsets[g]), int(group_offsets[g + 1]))
+        own_labels = labels[offsets[g] : offsets[g + 1]]
+        distinct = own_labels.unique()
+        assert len(ids[mine].unique()) == len(ids[mine]), "no neuron twice"
+        assert torch.equal(ids[mine][positions[offsets[g] : offsets[g + 1]]], own_labels)
+        assert set(ids[mine][kinds[mine] == LABEL].tolist()) == set(distinct.tolist())
+        # The budget counts what lies beyond the labels, and it is filled as long as there are neurons.
+        assert len(ids[mine]) == len(distinct) + min(num_active, num_rows - len(distinct))
+        assert set(ids[mine][kinds[mine] == HUB].tolist()) <= set(hubs.tolist())
+        uniform = int((kinds[mine] == UNIFORM).sum())
+        certain = len(ids[mine]) - uniform
+        assert uniform >= min(min_uniform, num_rows - certain)
+        tail = log_weights[mine][kinds[mine] == UNIFORM]
+        if uniform:
+            expected = torch.tensor((num_rows - certain) / uniform).log()
+            torch.testing.assert_close(tail, expected.expand_as(tail).float())
+        assert (log_weights[mine][kinds[mine] != UNIFORM] == 0).all()
+        totals += torch.bincount(kinds[mine].long(), minlength=4)
+        if is_sorted:
+            assert (ids[mine].diff() > 0).all()
+    assert counters[0] == groups
+    assert torch.equal(counters[1:5], totals)
+
+
+def test_hits_have_the_most_votes():
+    tables = random_tables(5, 1000, 16, 64)
+    codes = torch.randint(0, 16, (6, 5, 2), dtype=torch.int32)
+    votes = votes_of(tables, codes, 1000)
+    ids, _, kinds, *_ = run_select([3, 5], [0, 2], codes=codes, tables=tables, num_active=120, min_uniform=20)
+    hits = ids[kinds == HIT]
+    assert len(hits) == 100
+    rest = torch.ones(1000, dtype=torch.bool)
+    rest[ids[kinds != UNIFORM]] = False
+    assert votes[hits].min() >= votes[rest].max()
+
+
+def test_threshold_takes_only_rows_with_enough_votes():
+    tables = random_tables(5, 1000, 16, 64)
+    codes = torch.randint(0, 16, (1, 5, 1), dtype=torch.int32)
+    votes = votes_of(tables, codes, 1000)
+    ids, _, kinds, *_ = run_select(
+        [], [0, 0], codes=codes, tables=tables, num_active=900, min_uniform=0, strategy=2, threshold=2
+    )
+    assert set(ids[kinds == HIT].tolist()) == set((votes >= 2).nonzero().flatten().tolist())
+
+
+def test_vanilla_takes_whole_buckets_in_a_random_order_of_tables():
+    tables = random_tables(5, 1000, 16, 64)
+    codes = torch.zeros((1, 5, 1), dtype=torch.int32)
+    first = set()
+    for draw in range(40):
+        ids, _, kinds, *_ = run_select(
+            [], [0, 0], codes=codes, tables=tables, num_active=30, min_uniform=0, strategy=0, draw=draw
+        )
+        hit = ids[kinds == HIT]
+        assert len(hit) == 30
+        owner = [t for t in range(5) if int(hit[0]) == int(tables[0][t, 0, 0])]
+        first.update(owner)
+        assert torch.equal(hit, tables[0][owner[0], 0, :30].long()), "the bucket's own order"
+    assert first == set(range(5))
+
+
+@pytest.mark.parametrize("strategy", range(3))
+def test_label_hit_rate_counts_labels_that_the_tables_found(strategy):
+    tables = random_tables(4, 1000, 16, 128)
+    codes = torch.randint(0, 16, (1, 4, 1), dtype=torch.int32)
+    votes = votes_of(tables, codes, 1000)
+    found = (votes >= 2).nonzero().flatten()[:3]
+    missed = (votes == 0).nonzero().flatten()[:2]
+    labels = torch.cat([found, missed, found[:1]])
+    *_, counters = run_select(
+        labels, [0, len(labels)], codes=codes, tables=tables, num_active=995, min_uniform=0, strategy=strategy
+    )
+    assert counters[1] == 5
+    assert counters[5] == 3
+
+
+def test_the_tail_is_uniform_over_what_is_left():
+    num_rows, wanted, draws = 50, 10, 4000
+    seen = torch.zeros(num_rows)
+    for draw in range(draws):
+        ids, _, kinds, *_ = run_select(
+            [1, 2], [0, 2], num_rows=num_rows, num_active=wanted, min_uniform=wanted, draw=draw
+        )
+        seen[ids[kinds == UNIFORM]] += 1
+    assert (seen[[1, 2]] == 0).all()
+    p = wanted / (num_rows - 2)
+    error = (draws * p * (1 - p)) ** 0.5
+    rest = torch.cat([seen[:1], seen[3:]])
+    assert (rest - draws * p).abs().max() < 5 * error
+
+
+def test_the_tail_is_uniform_when_nearly_all_rows_are_taken():
+    num_rows, wanted, draws = 12, 8, 4000
+    seen = torch.zeros(num_rows)
+    for draw in range(draws):
+        ids, _, kinds, *_ = run_select([0], [0, 1], num_rows=num_rows, num_active=wanted, min_uniform=wanted, draw=draw)
+        seen[ids[kinds == UNIFORM]] += 1
+    p = wanted / (num_rows - 1)
+    assert (seen[1:] - draws * p).abs().max() < 5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_same_draw_same_candidates_whatever_the_threads():
+    tables = random_tables(6, 1000, 32, 32)
+    codes = torch.randint(0, 32, (40, 6, 2), dtype=torch.int32)
+    labels, offsets = torch.randint(0, 1000, (40,)), torch.arange(41)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            results.append(run_select(labels, offsets, codes=codes, tables=tables, num_active=50, draw=7)[:5])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    other = run_select(labels, offsets, codes=codes, tables=tables, num_active=50, draw=8)
+    assert not torch.equal(results[0][0], other[0])
+
+
+def test_max_active_counts_distinct_labels():
+    run_select([4, 4, 5], [0, 3], max_active=2)
+    with pytest.raises(ValueError, match="max_active = 2, got 3"):
+        run_select([4, 6, 5], [0, 3], max_active=2)
+
+
+@pytest.mark.parametrize("label", [-1, 1000])
+def test_label_out_of_range(label):
+    with pytest.raises(IndexError, match=rf"labels.*1000.*{label}"):
+        run_select([label], [0, 1])
+
+
+def test_code_out_of_range():
+    with pytest.raises(ValueError, match="query_codes"):
+        run_select([], [0, 0], codes=torch.full((1, 2, 1), 16, dtype=torch.int32), tables=random_tables(2, 1000, 16, 4))
+
+
+def test_unknown_selector():
+    with pytest.raises(ValueError, match=r"selector.*nosuch"):
+        make_selector(8, 100, LSHConfig(selector="nosuch"))
+
+
+def test_uniform_selector_has_no_hubs_and_no_hits():
+    config = LSHConfig(selector="uniform", num_active=64, num_hubs=16)
+    selector = make_selector(8, 500, config)
+    hidden = torch.randn(4, 8)
+    selector.select(hidden, torch.tensor([1, 2]), torch.tensor([0, 1, 2, 2, 2]), selector.draw(hidden))
+    stats = selector.stats()
+    assert (stats["labels"], stats["hubs"], stats["hits"], stats["uniform"]) == (2, 0, 0, 64)
+
+
+def test_opcheck():
+    tables = random_tables(2, 100, 8, 16)
+    args = (
+        torch.tensor([1, 2]), torch.tensor([0, 2]), torch.tensor([5]), torch.zeros((3, 2, 1), dtype=torch.int32),
+        *tables, torch.tensor(0), torch.zeros(6, dtype=torch.int64), 100, 20, 4, 0, 1, 1, True, True, 0,
+    )  # fmt: skip
+    torch.library.opcheck(torch.ops.torch_slide.select.default, args)

@@ -1,0 +1,1 @@
+"""The training program, ``python -m torch_slide.train``, and its parts."""

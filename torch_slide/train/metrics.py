@@ -1,0 +1,98 @@
+"""Exact ranking metrics over all outputs, a chunk of the test set at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from torch_slide.data.batching import Dataset, batches
+from torch_slide.data.sessions import NextItemBatch
+from torch_slide.data.xc import XCBatch
+
+BatchT = TypeVar("BatchT")
+_LOGITS_AT_ONCE = 1 << 26  # 256 MB of float32.
+
+
+def chunk_size(num_outputs: int) -> int:
+    """Samples whose logits over all outputs take at most 256 MB."""
+    return max(1, min(1024, _LOGITS_AT_ONCE // num_outputs))
+
+
+def ranked(
+    model: nn.Module, dataset: Dataset[BatchT], rows: Tensor, num_outputs: int, k: int
+) -> Iterator[tuple[BatchT, Tensor]]:
+    """Yields (batch, the k outputs of largest logit, int64 [B, k]) over the given rows, with the model in eval mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches(dataset, chunk_size(num_outputs), rows):
+                yield batch, model(batch).topk(min(k, num_outputs)).indices
+    finally:
+        model.train(was_training)
+
+
+def precision_at(top: Tensor, label_ids: Tensor, label_offsets: Tensor, k: int) -> Tensor:
+    """P@k of every point, float32 [B]: the share of its first k outputs that are its labels.
+
+    Args:
+        top: outputs by falling logit, int64 [B, k or more].
+        label_ids: labels of all points, int64 [labels].
+        label_offsets: where each point's labels begin, int64 [B].
+        k: how many outputs to look at; it divides even where there are fewer labels.
+    """
+    counts = torch.diff(label_offsets, append=label_offsets.new_tensor([len(label_ids)]))
+    num_outputs = int(max(top.max(), label_ids.max() if len(label_ids) else 0)) + 1
+    point = torch.arange(len(counts))
+    labels = torch.repeat_interleave(point, counts) * num_outputs + label_ids
+    is_label = torch.isin(point[:, None] * num_outputs + top[:, :k], labels)
+    return is_label.sum(1) / k
+
+
+def reciprocal_rank(top: Tensor, targets: Tensor) -> Tensor:
+    """1 / rank of every target among its row of ``top``, 0 where it is not there; float32 [B]."""
+    hit = top == targets[:, None]
+    return torch.where(hit.any(1), 1.0 / (hit.int().argmax(1) + 1), 0.0)
+
+
+def xc_metrics(batch: XCBatch, top: Tensor) -> dict[str, Tensor]:
+    """P@1, P@3 and P@5 of every point; ``top`` has 5 columns (or as many as there are outputs)."""
+    return {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
+
+
+def next_item_metrics(batch: NextItemBatch, top: Tensor) -> dict[str, Tensor]:
+    """HR@1, HR@5, HR@20 and MRR@20 of every session; ``top`` has 20 columns (or as many as there are outputs)."""
+    reciprocal = reciprocal_rank(top, batch.targets)
+    hits = {f"HR@{k}": (top[:, :k] == batch.targets[:, None]).any(1).float() for k in (1, 5, 20)}
+    return {**hits, "MRR@20": reciprocal}
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset[BatchT],
+    rows: Tensor,
+    num_outputs: int,
+    k: int,
+    metrics: Callable[[BatchT, Tensor], dict[str, Tensor]],
+    after_chunk: Callable[[int], None] = lambda samples: None,
+) -> dict[str, float]:
+    """Means of the metrics over the given rows.
+
+    Args:
+        model: network from a batch to logits [B, num_outputs].
+        dataset: test data.
+        rows: what to measure on, int64 [n].
+        num_outputs: width of the logits.
+        k: outputs that the metrics look at.
+        metrics: from (batch, top k) to the metrics of every sample.
+        after_chunk: called with the number of samples just measured, for progress.
+    """
+    sums: dict[str, float] = {}
+    for batch, top in ranked(model, dataset, rows, num_outputs, k):
+        for name, values in metrics(batch, top).items():
+            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+        after_chunk(len(top))
+    return {name: total / len(rows) for name, total in sums.items()}

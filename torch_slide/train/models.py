@@ -1,0 +1,122 @@
+"""Small plain networks in front of a huge output layer: what the training program and the demo train."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_slide.data.sessions import NextItemBatch
+from torch_slide.data.source_text import NextTokenBatch
+from torch_slide.data.xc import XCBatch
+
+# The quickest exact form of Linear + cross-entropy that torch has for CPUs; its own choice of options is slower.
+_CHUNKED = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
+
+
+class BagOfFeatures(nn.Module):
+    """Weighted sum of feature embeddings -> ReLU -> output layer: extreme classification.
+
+    Args:
+        num_features: size of the input.
+        head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
+        sparse_embedding: row-sparse gradients for the embedding, for optimisers that take them.
+    """
+
+    def __init__(self, num_features: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
+        super().__init__()
+        self.embedding = nn.EmbeddingBag(num_features, head.in_features, mode="sum", sparse=sparse_embedding)
+        self.bias = nn.Parameter(torch.zeros(head.in_features))
+        self.head = head
+
+    def hidden(self, batch: XCBatch) -> Tensor:
+        """The input of the output layer, [B, hidden]."""
+        return torch.relu(self.embedding(batch.ids, batch.offsets, batch.values) + self.bias)
+
+    def forward(self, batch: XCBatch) -> Tensor:
+        """Logits, [B, labels]."""
+        return self.head(self.hidden(batch))
+
+
+class NextItem(nn.Module):
+    """Mean of a session's item embeddings, and the last item's -> ReLU -> output layer: next-item prediction.
+
+    Args:
+        num_items: items are in [0, num_items).
+        head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
+        sparse_embedding: row-sparse gradients for the embeddings, for optimisers that take them.
+    """
+
+    def __init__(self, num_items: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
+        super().__init__()
+        self.session = nn.EmbeddingBag(num_items, head.in_features, mode="mean", sparse=sparse_embedding)
+        self.last = nn.Embedding(num_items, head.in_features, sparse=sparse_embedding)
+        self.bias = nn.Parameter(torch.zeros(head.in_features))
+        self.head = head
+
+    def hidden(self, batch: NextItemBatch) -> Tensor:
+        """The input of the output layer, [B, hidden]."""
+        return torch.relu(self.session(batch.ids, batch.offsets) + self.last(batch.last) + self.bias)
+
+    def forward(self, batch: NextItemBatch) -> Tensor:
+        """Logits, [B, items]."""
+        return self.head(self.hidden(batch))
+
+
+class NextToken(nn.Module):
+    """Embeddings of the tokens before, side by side -> Linear -> ReLU -> output layer: next-token prediction.
+
+    (Bengio et al. 2003, "A neural probabilistic language model".)
+
+    Args:
+        num_tokens: size of the vocabulary.
+        context: number of tokens before the target.
+        head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
+        embedding_dim: width of a token's embedding.
+        sparse_embedding: row-sparse gradients for the embedding, for optimisers that take them.
+    """
+
+    def __init__(
+        self, num_tokens: int, context: int, head: nn.Linear, embedding_dim: int = 32, sparse_embedding: bool = True
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_tokens, embedding_dim, sparse=sparse_embedding)
+        self.mix = nn.Linear(context * embedding_dim, head.in_features)
+        self.head = head
+
+    def hidden(self, batch: NextTokenBatch) -> Tensor:
+        """The input of the output layer, [B, hidden]."""
+        return torch.relu(self.mix(self.embedding(batch.context).flatten(1)))
+
+    def forward(self, batch: NextTokenBatch) -> Tensor:
+        """Logits, [B, tokens]."""
+        return self.head(self.hidden(batch))
+
+
+def dense_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
+    """Cross-entropy of nn.Linear's logits as fast as torch computes it on a CPU: the baseline to compare with.
+
+    Args:
+        hidden: [B, in_features].
+        head: the output layer.
+        targets: class indices, int64 [B].
+    """
+    return F.linear_cross_entropy(hidden, head.weight, targets, linear_bias=head.bias, options=_CHUNKED)
+
+
+def dense_multilabel_cross_entropy(hidden: Tensor, head: nn.Linear, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+    """Mean over the batch of logsumexp(logits) - mean logit of the labels, for nn.Linear's logits.
+
+    Args:
+        hidden: [B, in_features].
+        head: the output layer.
+        label_ids: labels of all points, int64 [labels]; every point has one at least.
+        label_offsets: where each point's labels begin, int64 [B].
+    """
+    counts = torch.diff(label_offsets, append=label_offsets.new_tensor([len(label_ids)]))
+    point = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    label_logits = (hidden[point] * F.embedding(label_ids, head.weight)).sum(1) + head.bias[label_ids]
+    first_logits = label_logits[label_offsets]
+    mean_logits = torch.zeros_like(first_logits).index_add(0, point, label_logits / counts[point])
+    to_first = dense_cross_entropy(hidden, head, label_ids[label_offsets])
+    return to_first + (first_logits - mean_logits).mean()
