@@ -14,10 +14,10 @@ import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_slide.problems import Problem
 
 import torch_slide as ts
 from torch_slide import data, problems
-from torch_slide.problems import Problem
 
 FILES = {
     "web-links": ("train.txt.xz", "test.txt.xz"),
