@@ -14,10 +14,11 @@ import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_slide.problems import Problem
+from torch_slide.train import problems
+from torch_slide.train.problems import Problem
 
 import torch_slide as ts
-from torch_slide import data, problems
+from torch_slide import data
 
 FILES = {
     "web-links": ("train.txt.xz", "test.txt.xz"),
@@ -37,7 +38,7 @@ def endless(problem: Problem, batch_size: int, seed: int) -> Iterator[object]:
 
 def single_labels(batch: object) -> Tensor:
     """One label a sample: what a dense softmax over single labels is given, its cheapest form."""
-    return batch.label_ids[batch.label_offsets[:-1]] if hasattr(batch, "label_ids") else batch.targets
+    return batch.label_ids[batch.label_offsets] if hasattr(batch, "label_ids") else batch.targets
 
 
 def dense_step(problem: Problem, hidden: int, batches: Iterator[object], chunked: bool, lr: float) -> Step:

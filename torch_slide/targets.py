@@ -95,9 +95,11 @@ def from_lists(
                 f"{op}: expected target ids and offsets to be int64 vectors, got {ids.dtype} {tuple(ids.shape)} and "
                 f"{offsets.dtype} {tuple(offsets.shape)}"
             )
+        if len(offsets) == num_samples:  # as nn.EmbeddingBag has it
+            offsets = torch.cat([offsets, offsets.new_tensor([len(ids)])])
         if len(offsets) != num_samples + 1:
             raise ValueError(
-                f"{op}: expected target offsets to be of length {num_samples + 1} (samples + 1), got {len(offsets)}"
+                f"{op}: expected target offsets to be of length {num_samples} or {num_samples + 1}, got {len(offsets)}"
             )
         if offsets[0] != 0 or offsets[-1] != len(ids) or bool((offsets.diff() < 0).any()):
             raise ValueError(
