@@ -86,3 +86,23 @@ def _(labels: torch.Tensor, label_offsets: torch.Tensor, *args: object) -> tuple
         labels.new_empty(total, dtype=torch.float32),
         torch.empty_like(labels),
     )
+
+
+@torch.library.register_fake("torch_slide::lazy_adam_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::rowwise_adagrad_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::row_sgd_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::sum_by_row")
+def _(
+    ids: torch.Tensor, values: torch.Tensor, source: torch.Tensor | None = None, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return ids.new_empty(rows), values.new_empty((rows, values.shape[1]))

@@ -19,7 +19,7 @@ const Kernels kernels_avx2{
     TS_ISA::squared_norm,
     TS_ISA::dot_bf16,
     {TS_ISA::project, TS_ISA::above, TS_ISA::bin_argmax},
-    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::add_scaled},
+    {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::sum_entries},
 };
 }  // namespace ts
 #endif
