@@ -129,3 +129,21 @@ def _(
 @torch.library.register_fake("torch_slide::rows_to_dense")
 def _(rows: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
     return values.new_empty((num_rows, *values.shape[1:]))
+@torch.library.register_fake("torch_slide::lazy_adam_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::rowwise_adagrad_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::row_sgd_")
+def _(*args: object) -> None: ...
+
+
+@torch.library.register_fake("torch_slide::sum_by_row")
+def _(
+    ids: torch.Tensor, values: torch.Tensor, source: torch.Tensor | None = None, scale: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = torch.library.get_ctx().new_dynamic_size()
+    return ids.new_empty(rows), values.new_empty((rows, values.shape[1]))

@@ -23,6 +23,11 @@ _Identity = tuple[int, int]
 
 
 def _identity(param: Tensor) -> _Identity:
+Identity = tuple[int, int]
+
+
+def identity(param: Tensor) -> Identity:
+    """Version and address of ``param``: every write that can be noticed changes it."""
     return param._version, param.data_ptr()
 
 
@@ -37,11 +42,13 @@ class DirtyRows:
 
     marks: Tensor
     identity: _Identity | None
+    identity: Identity | None
 
     @classmethod
     def since_now(cls, param: Tensor) -> DirtyRows:
         """No row has changed."""
         return cls(torch.zeros(len(param), dtype=torch.uint8), _identity(param))
+        return cls(torch.zeros(len(param), dtype=torch.uint8), identity(param))
 
 
 class _Anyone:
@@ -65,17 +72,20 @@ def track(param: Tensor, consumer: Hashable = _ANYONE) -> DirtyRows:
 
 
 def mark(param: Tensor, rows: Tensor, before: _Identity) -> None:
+def mark(param: Tensor, rows: Tensor, before: Identity) -> None:
     """Records that ``rows`` (int64 [n]) of ``param``, and no others, were just written by an optimiser.
 
     Args:
         param: a parameter; nothing is done if nobody tracks it.
         rows: what was written.
         before: ``identity(param)`` just before the optimiser's own write.
+        before: :func:`identity` of ``param`` just before the optimiser's own write.
     """
     for tracker in _trackers.get(param, {}).values():
         if tracker.identity == before:
             tracker.marks.index_fill_(0, rows, 1)
             tracker.identity = _identity(param)
+            tracker.identity = identity(param)
         else:
             tracker.identity = None
 
@@ -99,6 +109,9 @@ def take(param: Tensor, consumer: Hashable = _ANYONE) -> Tensor | None:
     tracker = _of(param).get(consumer)
     known = tracker is not None and tracker.identity == _identity(param)
     rows = tracker.marks.nonzero().squeeze(1) if tracker is not None and known else None
+    rows = None
+    if tracker is not None and tracker.identity == identity(param):
+        rows = tracker.marks.nonzero().squeeze(1)
     track(param, consumer)
     return rows
 

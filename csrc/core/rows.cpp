@@ -20,6 +20,23 @@ inline void prefetch_row(const float* row, size_t d) {
   for (size_t i = 0; i < d; i += kCacheLine) __builtin_prefetch(row + i, 1);
 }
 
+// A row of one element is a plain load or store; std::copy_n of an unknown length would be a call of memmove.
+void gather_rows(float* packed, const float* array, const int64_t* rows, size_t count, size_t d) {
+  for (size_t r = 0; r < count; ++r)
+    if (d == 1)
+      packed[r] = array[rows[r]];
+    else
+      std::copy_n(array + rows[r] * d, d, packed + r * d);
+}
+
+void scatter_rows(const float* packed, float* array, const int64_t* rows, size_t count, size_t d) {
+  for (size_t r = 0; r < count; ++r)
+    if (d == 1)
+      array[rows[r]] = packed[r];
+    else
+      std::copy_n(packed + r * d, d, array + rows[r] * d);
+}
+
 template <size_t N, class Update>
 void update_wide_rows(const Arrays<N>& arrays, const RowGrad& grad, size_t begin, size_t end, const Update& update) {
   for (size_t i = begin; i < end; ++i) {
@@ -40,11 +57,9 @@ void update_narrow_rows(const Arrays<N>& arrays, const RowGrad& grad, size_t beg
   for (size_t i = begin; i < end; i += rows_at_once) {
     const size_t count = std::min(rows_at_once, end - i);
     const int64_t* rows = grad.rows + i;
-    for (size_t k = 0; k < N; ++k)
-      for (size_t r = 0; r < count; ++r) std::copy_n(arrays[k] + rows[r] * d, d, packed[k] + r * d);
+    for (size_t k = 0; k < N; ++k) gather_rows(packed[k], arrays[k], rows, count, d);
     update(block, grad.values + i * d, count * d);
-    for (size_t k = 0; k < N; ++k)
-      for (size_t r = 0; r < count; ++r) std::copy_n(packed[k] + r * d, d, arrays[k] + rows[r] * d);
+    for (size_t k = 0; k < N; ++k) scatter_rows(packed[k], arrays[k], rows, count, d);
   }
 }
 

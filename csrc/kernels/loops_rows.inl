@@ -71,7 +71,17 @@ void sgd(const SgdScalars& s, float* w, float* momentum_buffer, const float* gra
   if (buffered) copy_floats(momentum_buffer + i, rest_b, n - i);
 }
 
+inline float adagrad_step(const AdagradScalars& s, float sum) { return -s.lr / (__builtin_sqrtf(sum) + s.eps); }
+
+// Biases have one element a row: what follows for whole registers, for one float.
+inline void adagrad_element(const AdagradScalars& s, float* w, float* sum, float grad) {
+  const float g = s.l2 == 0.0f ? s.sign * grad : __builtin_fmaf(s.l2, *w, s.sign * grad);
+  *sum += g * g;
+  *w = __builtin_fmaf(adagrad_step(s, *sum), g, *w);
+}
+
 void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float* grad, size_t d) {
+  if (d == 1) return adagrad_element(s, w, sum, *grad);
   const size_t whole = d - d % 16;
   float rest_w[16] = {}, rest_g[16] = {};
   copy_floats(rest_w, w + whole, d - whole);
@@ -84,7 +94,7 @@ void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float*
   const F32x16 last = effective_grad(s, load(rest_w), rest_g);
   squares = fma(last, last, squares);
   *sum += reduce_add(squares) / static_cast<float>(d);
-  const F32x16 step = broadcast(-s.lr / (__builtin_sqrtf(*sum) + s.eps));
+  const F32x16 step = broadcast(adagrad_step(s, *sum));
   for (size_t i = 0; i < whole; i += 16) {
     const F32x16 weight = load(w + i);
     store(w + i, fma(step, effective_grad(s, weight, grad + i), weight));
@@ -93,16 +103,44 @@ void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float*
   copy_floats(w + whole, rest_w, d - whole);
 }
 
-void add_scaled(float* y, const float* x, float scale, size_t n) {
-  const F32x16 factor = broadcast(scale);
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) store(y + i, fma(factor, load(x + i), load(y + i)));
-  if (i == n) return;
-  float rest_y[16] = {}, rest_x[16] = {};
-  copy_floats(rest_y, y + i, n - i);
-  copy_floats(rest_x, x + i, n - i);
-  store(rest_y, fma(factor, load(rest_x), load(rest_y)));
-  copy_floats(y + i, rest_y, n - i);
+// The entries of one row of a sum: few as a rule, so that the sum stays in registers and every value is read once.
+struct Entries {
+  const float* values;
+  size_t d;
+  const uint32_t* entries;
+  size_t n;
+  const int64_t* source;
+  const float* scale;
+
+  const float* row(size_t i) const {
+    return values + (source == nullptr ? entries[i] : static_cast<size_t>(source[entries[i]])) * d;
+  }
+  float factor(size_t i) const { return scale == nullptr ? 1.0f : scale[entries[i]]; }
+};
+
+template <int Regs>
+inline void sum_columns(const Entries& e, size_t column, float* sum) {
+  F32x16 total[Regs];
+  for (int c = 0; c < Regs; ++c) total[c] = broadcast(0.0f);
+  for (size_t i = 0; i < e.n; ++i) {
+    const float* row = e.row(i) + column;
+    const F32x16 factor = broadcast(e.factor(i));
+    for (int c = 0; c < Regs; ++c) total[c] = fma(factor, load(row + 16 * c), total[c]);
+  }
+  for (int c = 0; c < Regs; ++c) store(sum + column + 16 * c, total[c]);
+}
+
+void sum_entries(const float* values, size_t d, const uint32_t* entries, size_t n, const int64_t* source,
+                 const float* scale, float* sum) {
+  const Entries e{values, d, entries, n, source, scale};
+  size_t column = 0;
+  for (; column + 64 <= d; column += 64) sum_columns<4>(e, column, sum);
+  for (; column + 16 <= d; column += 16) sum_columns<1>(e, column, sum);
+  for (; column < d; ++column) {
+    float total = 0.0f;
+    for (size_t i = 0; i < n; ++i) total = __builtin_fmaf(e.factor(i), e.row(i)[column], total);
+    sum[column] = total;
+  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 // scalars that were computed once, in double precision.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 
 namespace ts {
 
@@ -25,8 +26,10 @@ struct RowKernels {
   void (*rowwise_adagrad)(const AdagradScalars& s, float* w, float* sum, const float* grad, size_t d);
   // momentum_buffer may be null.
   void (*sgd)(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad, size_t n);
-  // y += scale * x
-  void (*add_scaled)(float* y, const float* x, float scale, size_t n);
+  // sum = the sum over n entries e of scale[e] * values[source[e]], in their order; source and scale may be null (then
+  // e itself, and 1). values is [*, d].
+  void (*sum_entries)(const float* values, size_t d, const uint32_t* entries, size_t n, const int64_t* source,
+                      const float* scale, float* sum);
 };
 
 }  // namespace ts

@@ -17,17 +17,20 @@ struct RowUpdate {
   int64_t n;         // given rows
 
   RowUpdate(const char* op, const Tensor& weight_, const Tensor& rows, const Tensor& values)
-      : weight(mutable_data<float>(weight_, op, "weight")), num_rows(weight_.dim() == 0 ? 1 : weight_.size(0)),
+      : weight(mutable_data<float>(weight_, op, "weight")),
+        num_rows(weight_.dim() == 0 ? 1 : weight_.size(0)),
         n(rows.numel()) {
     const size_t d = num_rows == 0 ? 0 : weight_.numel() / num_rows;
     grad = {data<int64_t>(rows, op, "rows"), data<float>(values, op, "grad"), d};
     require(rows.dim() == 1, op, "rows", "of one dimension");
     require(values.numel() == n * static_cast<int64_t>(d), op, "grad", "of shape [len(rows), *weight.shape[1:]]");
+    bool ascending = true;
     int64_t previous = -1;
     for (int64_t i = 0; i < n; ++i) {
-      require(grad.rows[i] > previous, op, "rows", "sorted, unique and not negative");
+      ascending &= grad.rows[i] > previous;
       previous = grad.rows[i];
     }
+    require(ascending, op, "rows", "sorted, unique and not negative");
     require(previous < num_rows, op, "rows", "less than the number of rows of weight");
   }
 

@@ -1,0 +1,279 @@
+"""The update rules: each takes ``(param, grad, state, group)`` with the names of torch.optim in state and group.
+
+They serve our own optimisers and, through ``attach``, torch's. A dense gradient takes torch's own rule. A row-sparse
+one takes the fused op if everything is float32 and contiguous on the CPU; otherwise the rows are gathered, take the
+dense rule, and are put back. Either way no other row of the parameter or of its state is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import adagrad, adam, sgd
+
+from torch_slide import dirty
+from torch_slide._ops import ops
+from torch_slide.sparse import rows_and_values
+
+State = dict[str, Any]
+Group = dict[str, Any]
+Rule = Callable[[Tensor, Tensor, State, Group], None]
+
+
+def check_grad(name: str, param: Tensor) -> None:
+    """Raises unless the gradient of ``param`` is one that the rules take: dense, or COO sparse in its first dimension.
+
+    Raises:
+        ValueError: another layout, sparse in more than the first dimension, or another shape.
+        TypeError: another dtype.
+    """
+    grad = param.grad
+    assert grad is not None
+    if grad.layout not in (torch.strided, torch.sparse_coo):
+        raise ValueError(f"{name}: expected the gradient's layout to be strided or sparse_coo, got {grad.layout}")
+    if grad.layout == torch.sparse_coo and grad.sparse_dim() != 1:
+        raise ValueError(f"{name}: expected the gradient to be sparse in one dimension, got {grad.sparse_dim()}")
+    if grad.dtype != param.dtype:
+        raise TypeError(f"{name}: expected the gradient's dtype to be {param.dtype}, got {grad.dtype}")
+    if grad.shape != param.shape:
+        raise ValueError(f"{name}: expected the gradient's shape to be {tuple(param.shape)}, got {tuple(grad.shape)}")
+
+
+def lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
+    """Zeros of the dtype and device of ``like`` that take physical memory only where they are written.
+
+    torch.zeros writes every page. NumPy asks the system for zero pages, huge ones where it gives them, which also
+    makes random rows cheaper to reach.
+    """
+    if like.device.type != "cpu":
+        return torch.zeros(shape, dtype=like.dtype, device=like.device)
+    alignment = 64
+    num_bytes = shape.numel() * like.element_size()
+    memory = np.zeros(num_bytes + alignment, dtype=np.uint8)
+    start = -memory.ctypes.data % alignment
+    return torch.from_numpy(memory[start : start + num_bytes]).view(like.dtype).view(shape)
+
+
+def _fusable(values: Tensor, *written: Tensor) -> bool:
+    tensors = (values, *written)
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+
+
+@contextmanager
+def _rows_written(param: Tensor, rows: Tensor, *states: Tensor) -> Iterator[None]:
+    """Around an op that writes to these rows: autograd and the dirty-row registry learn of it."""
+    before = dirty.identity(param)
+    yield
+    torch.autograd.graph.increment_version((param, *states))
+    dirty.mark(param, rows, before)
+
+
+@contextmanager
+def _gathered(rows: Tensor, *tensors: Tensor) -> Iterator[list[Tensor]]:
+    """Copies of the given rows, written back at the end; bfloat16 and float16 are float32 meanwhile."""
+    copies = [t.index_select(0, rows) for t in tensors]
+    working = [c.float() if c.dtype in (torch.bfloat16, torch.float16) else c for c in copies]
+    yield working
+    for tensor, copy in zip(tensors, working, strict=True):
+        tensor.index_copy_(0, rows, copy.to(tensor.dtype))
+
+
+def _new_step() -> Tensor:
+    double = torch.get_default_dtype() == torch.float64
+    return torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
+
+
+def _adam_state(param: Tensor, state: State) -> None:
+    if not state:
+        state["step"] = _new_step()
+        state["exp_avg"] = lazy_zeros(param.shape, param)
+        state["exp_avg_sq"] = lazy_zeros(param.shape, param)
+
+
+def adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient."""
+    _adam_state(param, state)
+    if not grad.is_sparse:
+        _dense_adam(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group)
+        return
+    state["step"] += 1
+    _adam_rows(param, grad, state, group, float(state["step"]), group["eps"])
+
+
+def sparse_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """torch.optim.SparseAdam, which adds eps to the root of the moment before its bias is corrected."""
+    if not state:
+        _adam_state(param, state)
+        state["step"] = 0
+    state["step"] += 1
+    step, (_, beta2) = state["step"], group["betas"]
+    options = {"weight_decay": 0.0, "decoupled_weight_decay": False, **group}
+    _adam_rows(param, grad, state, options, float(step), group["eps"] / (1 - float(beta2) ** step) ** 0.5)
+
+
+def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: float, eps: float) -> None:
+    rows, values = rows_and_values(grad)
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    beta1, beta2 = map(float, group["betas"])
+    with _rows_written(param, rows, m, v):
+        if _fusable(values, param, m, v):
+            ops.lazy_adam_(
+                param,
+                m,
+                v,
+                rows,
+                values,
+                float(group["lr"]),
+                beta1,
+                beta2,
+                eps,
+                float(group["weight_decay"]),
+                group["decoupled_weight_decay"],
+                group["maximize"],
+                step,
+            )
+        else:
+            with _gathered(rows, param, m, v) as (p, row_m, row_v):
+                counter = torch.tensor(step - 1)
+                _dense_adam(p, values.to(p.dtype), row_m, row_v, counter, {**group, "eps": eps})
+
+
+def _dense_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:
+    fused = all(t.device.type == "cpu" and t.is_contiguous() for t in (param, grad, m, v))
+    beta1, beta2 = map(float, group["betas"])
+    adam.adam(
+        [param],
+        [grad],
+        [m],
+        [v],
+        [],
+        [step],
+        foreach=False,
+        fused=fused,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=float(group["lr"]),
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=group["maximize"],
+        decoupled_weight_decay=group["decoupled_weight_decay"],
+    )
+
+
+def sgd_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """SGD with momentum and Nesterov's, as torch.optim.SGD; the momentum of rows without gradient rests."""
+    buffer = state.get("momentum_buffer")
+    dampening = group["dampening"]
+    if group["momentum"] != 0:
+        if buffer is None:
+            buffer = lazy_zeros(param.shape, param)
+            dampening = 0  # as in torch: the first buffer is the gradient itself
+        elif buffer.is_sparse:
+            buffer = buffer.to_dense()  # what torch.optim.SGD keeps after sparse gradients
+        state["momentum_buffer"] = buffer
+    options = {**group, "dampening": dampening}
+    if not grad.is_sparse:
+        _dense_sgd(param, grad, buffer, options)
+        return
+    rows, values = rows_and_values(grad)
+    states = () if buffer is None else (buffer,)
+    with _rows_written(param, rows, *states):
+        if _fusable(values, param, *states):
+            ops.row_sgd_(
+                param,
+                buffer,
+                rows,
+                values,
+                float(group["lr"]),
+                group["momentum"],
+                dampening,
+                group["nesterov"],
+                float(group["weight_decay"]),
+                group["maximize"],
+            )
+        else:
+            with _gathered(rows, param, *states) as (p, *row_states):
+                _dense_sgd(p, values.to(p.dtype), row_states[0] if row_states else None, options)
+
+
+def _dense_sgd(param: Tensor, grad: Tensor, buffer: Tensor | None, group: Group) -> None:
+    sgd.sgd(
+        [param],
+        [grad],
+        [buffer],
+        foreach=False,
+        fused=False,
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        lr=group["lr"],
+        dampening=group["dampening"],
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+    )
+
+
+def _decayed_lr(group: Group, step: float) -> float:
+    return float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
+
+
+def _adagrad_state(param: Tensor, shape: torch.Size, state: State, group: Group) -> None:
+    if not state:
+        state["step"] = _new_step()
+        state["sum"] = lazy_zeros(shape, param)
+        if group["initial_accumulator_value"] != 0:
+            state["sum"].fill_(group["initial_accumulator_value"])
+
+
+def rowwise_adagrad_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """Adagrad with one accumulator a row: the sum over time of the row's mean squared gradient."""
+    _adagrad_state(param, param.shape[:1], state, group)
+    state["step"] += 1
+    lr, total = _decayed_lr(group, float(state["step"])), state["sum"]
+    if not grad.is_sparse:
+        _dense_rowwise_adagrad(param, grad, total, lr, group)
+        return
+    rows, values = rows_and_values(grad)
+    with _rows_written(param, rows, total):
+        if _fusable(values, param, total):
+            ops.rowwise_adagrad_(
+                param, total, rows, values, lr, group["eps"], float(group["weight_decay"]), group["maximize"]
+            )
+        else:
+            with _gathered(rows, param, total) as (p, row_total):
+                _dense_rowwise_adagrad(p, values.to(p.dtype), row_total, lr, group)
+
+
+def _dense_rowwise_adagrad(param: Tensor, grad: Tensor, total: Tensor, lr: float, group: Group) -> None:
+    if group["maximize"]:
+        grad = -grad
+    if group["weight_decay"] != 0:
+        grad = grad.add(param, alpha=group["weight_decay"])
+    squares = grad.square()
+    total.add_(squares if squares.dim() <= 1 else squares.flatten(1).mean(1))
+    root = total.sqrt().add_(group["eps"])
+    param.addcdiv_(grad, root.view(-1, *[1] * (param.dim() - 1)) if param.dim() > 1 else root, value=-lr)
+
+
+def adagrad_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """torch.optim.Adagrad, elementwise, on the rows of a sparse gradient."""
+    _adagrad_state(param, param.shape, state, group)
+    rows, values = rows_and_values(grad)
+    with _rows_written(param, rows, state["sum"]), _gathered(rows, param, state["sum"]) as (p, row_sum):
+        adagrad.adagrad(
+            [p],
+            [values.to(p.dtype)],
+            [row_sum],
+            [state["step"]],
+            foreach=False,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            lr_decay=group["lr_decay"],
+            eps=group["eps"],
+            maximize=group["maximize"],
+        )

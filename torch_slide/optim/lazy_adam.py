@@ -1,0 +1,71 @@
+"""Adam that leaves alone what has no gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from torch_slide.optim import _functional
+from torch_slide.optim._base import RowOptimizer, check_common, require
+
+
+class LazyAdam(RowOptimizer):
+    """Adam or AdamW that touches only the rows of a row-sparse gradient; with dense gradients it is torch's Adam.
+
+    What lazy means: a row that is not in the gradient is not read or written. Its moments do not decay, its momentum
+    does not carry it on, its weight does not decay. The bias corrections use the number of steps of the whole
+    parameter, as torch.optim.SparseAdam does: a row that gets its first gradient at step t starts from zero moments
+    with the corrections of step t, which are nearly 1 by then, so its first update is up to
+    ``(1 - beta1) / sqrt(1 - beta2)`` times ``lr`` (3.2 with the defaults) instead of ``lr``. A row in every gradient
+    moves exactly as under torch.optim.Adam, except for rounding. (SparseAdam adds eps before the bias of the second
+    moment is corrected, Adam after; this one follows Adam.)
+
+    State: ``step``, ``exp_avg``, ``exp_avg_sq``, as torch.optim.Adam's, whose state_dict (without amsgrad) loads here
+    and the other way round. The moments take physical memory only for pages that hold rows that ever had a gradient.
+
+    Args:
+        params: parameters, named parameters or dicts of groups.
+        lr: learning rate; a float or a tensor of one element.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty, added to the gradient of active rows; or, with ``decoupled_weight_decay``, the share
+            ``lr * weight_decay`` by which active rows shrink.
+        maximize: ascend.
+        decoupled_weight_decay: AdamW.
+
+    Raises:
+        ValueError: an option out of range, in the defaults or in a group.
+    """
+
+    rule = staticmethod(_functional.adam_)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults)
+
+    @staticmethod
+    def _check_options(name: str, group: dict[str, Any]) -> None:
+        check_common(name, group)
+        require(group["eps"] >= 0, name, "eps", "at least 0", group["eps"])
+        for i, beta in enumerate(group["betas"]):
+            require(0 <= beta < 1, name, f"betas[{i}]", "at least 0 and less than 1", beta)
+        require(not group.get("amsgrad", False), name, "amsgrad", "False (its maximum would need every row)", True)
