@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         "--lr", type=_positive_float, default=5e-3, metavar="X", help="learning rate (default: 0.005)"
     )
     training.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of weights, data order, hashes (default: 0)"
+        "--seed", type=_seed, default=0, metavar="N", help="of weights, data order, hashes (default: 0)"
     )
     training.add_argument("--threads", type=_positive_int, metavar="N", help="(default: as torch chooses)")
 
@@ -291,6 +291,13 @@ def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected between 0 and 2**63 - 1, got {text}")
     return value
 
 
