@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_slide.train import problems
+from torch_slide.train.models import dense_cross_entropy
 from torch_slide.train.problems import Problem
 
 import torch_slide as ts
@@ -46,13 +47,12 @@ def dense_step(problem: Problem, hidden: int, batches: Iterator[object], chunked
     model = problem.network(problem.num_inputs, head)
     head_optimizer = torch.optim.Adam(head.parameters(), lr=lr, fused=True)
     input_optimizer = ts.optim.LazyAdam([p for n, p in model.named_parameters() if not n.startswith("head.")], lr=lr)
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
 
     def step() -> None:
         batch = next(batches)
         target = single_labels(batch)
         if chunked:
-            loss = F.linear_cross_entropy(model.hidden(batch), head.weight, target, head.bias, options=options)
+            loss = dense_cross_entropy(model.hidden(batch), head, target)
         else:
             loss = F.cross_entropy(model(batch), target)
         loss.backward()

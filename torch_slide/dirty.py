@@ -19,10 +19,6 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_Identity = tuple[int, int]
-
-
-def _identity(param: Tensor) -> _Identity:
 Identity = tuple[int, int]
 
 
@@ -41,13 +37,11 @@ class DirtyRows:
     """
 
     marks: Tensor
-    identity: _Identity | None
     identity: Identity | None
 
     @classmethod
     def since_now(cls, param: Tensor) -> DirtyRows:
         """No row has changed."""
-        return cls(torch.zeros(len(param), dtype=torch.uint8), _identity(param))
         return cls(torch.zeros(len(param), dtype=torch.uint8), identity(param))
 
 
@@ -71,28 +65,20 @@ def track(param: Tensor, consumer: Hashable = _ANYONE) -> DirtyRows:
     return tracker
 
 
-def mark(param: Tensor, rows: Tensor, before: _Identity) -> None:
 def mark(param: Tensor, rows: Tensor, before: Identity) -> None:
     """Records that ``rows`` (int64 [n]) of ``param``, and no others, were just written by an optimiser.
 
     Args:
         param: a parameter; nothing is done if nobody tracks it.
         rows: what was written.
-        before: ``identity(param)`` just before the optimiser's own write.
         before: :func:`identity` of ``param`` just before the optimiser's own write.
     """
     for tracker in _trackers.get(param, {}).values():
         if tracker.identity == before:
             tracker.marks.index_fill_(0, rows, 1)
-            tracker.identity = _identity(param)
             tracker.identity = identity(param)
         else:
             tracker.identity = None
-
-
-def identity(param: Tensor) -> _Identity:
-    """What :func:`mark` wants to be told of the time before the write."""
-    return _identity(param)
 
 
 def take(param: Tensor, consumer: Hashable = _ANYONE) -> Tensor | None:
@@ -107,8 +93,6 @@ def take(param: Tensor, consumer: Hashable = _ANYONE) -> Tensor | None:
         int64 [n], ascending; None if it is not known, as at the first call.
     """
     tracker = _of(param).get(consumer)
-    known = tracker is not None and tracker.identity == _identity(param)
-    rows = tracker.marks.nonzero().squeeze(1) if tracker is not None and known else None
     rows = None
     if tracker is not None and tracker.identity == identity(param):
         rows = tracker.marks.nonzero().squeeze(1)
