@@ -39,7 +39,7 @@ def endless(problem: Problem, batch_size: int, seed: int) -> Iterator[object]:
 
 def single_labels(batch: object) -> Tensor:
     """One label a sample: what a dense softmax over single labels is given, its cheapest form."""
-    return batch.label_ids[batch.label_offsets] if hasattr(batch, "label_ids") else batch.targets
+    return batch.label_ids[batch.label_offsets[:-1]] if hasattr(batch, "label_ids") else batch.targets
 
 
 def dense_step(problem: Problem, hidden: int, batches: Iterator[object], chunked: bool, lr: float) -> Step:

@@ -34,6 +34,23 @@ def results(chunk: int) -> dict[str, str]:
             codes = torch.cat([family.codes(params, part, probes) for part in x.split(chunk)])
             found[name + kind] = digest(codes)
         found[f"{name}_params"] = digest(*params.values())
+    return found | row_updates(generator)
+
+
+def row_updates(generator: torch.Generator) -> dict[str, str]:
+    found = {}
+    for d in (1, 37, 100):
+        weight, m, grad = (torch.randn(2000, d, generator=generator) for _ in range(3))
+        v, total, rows = m.abs(), torch.ones(2000), torch.arange(0, 2000, 2)
+        grad = grad[: len(rows)].contiguous()
+        ops.lazy_adam_(weight, m, v, rows, grad, 0.1, 0.9, 0.99, 1e-8, 0.1, False, False, 7)
+        found[f"lazy_adam_{d}"] = digest(weight, m, v)
+        ops.rowwise_adagrad_(weight, total, rows, grad, 0.1, 1e-8, 0.1, False)
+        found[f"rowwise_adagrad_{d}"] = digest(weight, total)
+        ops.row_sgd_(weight, m, rows, grad, 0.1, 0.9, 0.3, False, 0.1, False)
+        found[f"row_sgd_{d}"] = digest(weight, m)
+        ids = torch.randint(0, 700, (2000,), generator=generator)
+        found[f"sum_by_row_{d}"] = digest(*ops.sum_by_row(ids, weight, None, m[:, 0].contiguous()))
     return found
 
 

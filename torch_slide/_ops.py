@@ -129,6 +129,8 @@ def _(
 @torch.library.register_fake("torch_slide::rows_to_dense")
 def _(rows: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
     return values.new_empty((num_rows, *values.shape[1:]))
+
+
 @torch.library.register_fake("torch_slide::lazy_adam_")
 def _(*args: object) -> None: ...
 

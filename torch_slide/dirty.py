@@ -5,8 +5,9 @@ what has changed since its last visit, and rebuilds everything when the answer i
 
 It is known only as long as nobody but a marking optimiser writes to the parameter. Other writers are noticed by
 torch's version counter (``load_state_dict``, in-place edits under ``no_grad``, a plain torch optimiser) or by a new
-storage (``param.data = ...``, ``module.to(dtype)``). What cannot be noticed are writes that bypass the counter: through
-``param.data.add_(...)``, a detached NumPy view or another process. Whoever does that must rehash by hand.
+storage (``param.data = ...``, ``module.to(dtype)``). torch's fused optimisers write without counting; a hook on all
+optimisers counts for them. What cannot be noticed are writes that bypass the counter in other ways: through
+``param.data.add_(...)``, a NumPy view, another process. Whoever does that must rehash by hand.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Identity = tuple[int, int]
@@ -111,3 +113,13 @@ def forget(params: Sequence[Tensor], consumer: Hashable = _ANYONE) -> None:
     """``consumer`` could not use what it took: its next :func:`take` answers None."""
     for param in params:
         _of(param).pop(consumer, None)
+
+
+def _count_fused_writes(optimizer: Optimizer, *_: object) -> None:
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            written = [param for param in group["params"] if param.grad is not None and param in _trackers]
+            torch.autograd.graph.increment_version(written)
+
+
+register_optimizer_step_post_hook(_count_fused_writes)

@@ -195,3 +195,82 @@ def rows_to_dense(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
     dense = values.new_zeros((num_rows, *values.shape[1:]))
     dense[rows] = values
     return dense
+
+
+def coalesce(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct ids, ascending, and the sums of their values, each in the order given."""
+    rows = ids.unique()
+    sums = values.new_zeros(len(rows), *values.shape[1:])
+    for k, row in enumerate(rows.tolist()):
+        for e in (ids == row).nonzero().flatten().tolist():
+            sums[k] += values[e]
+    return rows, sums
+
+
+def lazy_adam_(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    step: int,
+) -> None:
+    """Adam (Kingma & Ba 2015, algorithm 1) or AdamW on the given rows, one at a time."""
+    for row, g in zip(rows.tolist(), grad, strict=True):
+        w, m, v = weight[row], exp_avg[row], exp_avg_sq[row]
+        g = -g if maximize else g
+        if decoupled:
+            w *= 1 - lr * weight_decay
+        else:
+            g = g + weight_decay * w
+        m[...] = betas[0] * m + (1 - betas[0]) * g
+        v[...] = betas[1] * v + (1 - betas[1]) * g * g
+        w -= lr * (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
+
+
+def rowwise_adagrad_(
+    weight: Tensor,
+    total: Tensor,
+    rows: Tensor,
+    grad: Tensor,
+    *,
+    lr: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """Adagrad with one accumulator a row, fed with the row's mean squared gradient."""
+    for row, g in zip(rows.tolist(), grad, strict=True):
+        g = (-g if maximize else g) + weight_decay * weight[row]
+        total[row] += (g * g).mean()
+        weight[row] -= lr * g / (total[row].sqrt() + eps)
+
+
+def row_sgd_(
+    weight: Tensor,
+    momentum_buffer: Tensor | None,
+    rows: Tensor,
+    grad: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """SGD with momentum on the given rows."""
+    for row, g in zip(rows.tolist(), grad, strict=True):
+        g = (-g if maximize else g) + weight_decay * weight[row]
+        if momentum_buffer is not None:
+            b = momentum_buffer[row]
+            b[...] = momentum * b + (1 - dampening) * g
+            g = g + momentum * b if nesterov else b
+        weight[row] -= lr * g

@@ -89,13 +89,11 @@ class Selector:
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
 
-    def __init__(
-        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.in_features, self.out_features, self.config = in_features, out_features, config
         self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
-        self.state = self._empty_state() if state is None else state
+        self.state = self._empty_state()
 
     def _empty_state(self) -> dict[str, Tensor]:
         return {
@@ -263,11 +261,9 @@ class LSHSelector(Selector):
 
     derived = (*Selector.derived, "buckets", "counts")
 
-    def __init__(
-        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
-    ) -> None:
-        self.tables = HashTables(in_features, out_features, config, state)
-        super().__init__(in_features, out_features, config, state)
+    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
+        self.tables = HashTables(in_features, out_features, config)
+        super().__init__(in_features, out_features, config)
 
     def _empty_state(self) -> dict[str, Tensor]:
         # One dictionary for both: moving or loading the selector's tensors moves the tables'.
@@ -288,12 +284,12 @@ class LSHSelector(Selector):
 
     def _rebuild(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
         redraw_every = self.config.rehash.redraw_every
-        if rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0):
-            self.tables.build(weight, bias, seed=self.config.seed + rehashes)
-        elif changed is None:
-            self.tables.build(weight, bias)
-        else:
-            self.tables.update(weight, bias, changed)
+        self.tables.measure(weight, bias, None if rehashes == 0 else changed)
+        due = rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0)
+        if due or (self.config.norm_aware and self.tables.norms_drifted()):
+            self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
+            changed = None
+        self.tables.insert(weight, bias, changed)
 
     def restore(self) -> None:
         if self.state["clock"][_REHASHES] > 0:

@@ -14,8 +14,12 @@ from torch_slide.hashing import augment_queries, augment_rows, hash_family, row_
 
 # Rows that are hashed at a time: their projections stay in the cache, and a rehash needs no memory to speak of.
 _CHUNK = 4096
-# The MIPS transform scales by a bound of the row norms. Weights grow; with headroom they seldom outgrow it.
-_NORM_HEADROOM = 1.2
+# The MIPS transform scales by a norm that all rows but this share stay below. With the largest norm itself, which a few
+# rows raise far above the others, all others would crowd at the pole of the sphere and share their buckets. Rows beyond
+# it are hashed by their direction alone; they are the hubs, which are candidates anyway.
+_BEYOND_NORM = 0.01
+# Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row.
+_NORM_DRIFT = 1.25
 
 
 class HashTables:
@@ -28,19 +32,16 @@ class HashTables:
         in_features: width of a row.
         out_features: number of rows, N.
         config: family, L, K, bucket size and policy, norm_aware, num_hubs, seed.
-        state: tensors of existing tables to operate on; None makes empty ones.
 
     Raises:
         ValueError: if the tables would not fit into the machine's memory.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.out_features = out_features
         self.config = config
         self.family = hash_family(in_features + 2 if config.norm_aware else in_features, config)
-        self.state = self._empty_state() if state is None else state
+        self.state = self._empty_state()
 
     def _empty_state(self) -> dict[str, Tensor]:
         config, rows = self.config, self.out_features
@@ -57,7 +58,7 @@ class HashTables:
             "counts": torch.zeros(buckets, dtype=torch.int32),
             "norms": torch.zeros(rows),
             "hubs": torch.zeros(min(config.num_hubs, rows), dtype=torch.int64),
-            "max_norm": torch.zeros(1),
+            "norm": torch.zeros(1),
             **{f"hash.{name}": value for name, value in self.family.draw(config.seed).items()},
         }
 
@@ -72,44 +73,53 @@ class HashTables:
         return (counts - self.config.bucket_size).clamp_(min=0).sum().item() / max(1, counts.sum().item())
 
     @torch.no_grad()
-    def build(self, weight: Tensor, bias: Tensor | None, seed: int | None = None) -> None:
-        """Hashes every row: ``weight`` is [N, in_features], ``bias`` [N]. With a seed, new hash functions first.
+    def measure(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
+        """Takes the norms of the given rows, or of all; the first step of following the weights.
+
+        Args:
+            weight: [N, in_features].
+            bias: [N] or None.
+            rows: int64, unique.
 
         Raises:
-            ValueError: if a row is not finite; the tables are unchanged then.
+            ValueError: if a row is not finite; nothing is changed then.
         """
-        norms = _checked_norms(weight, bias, None)
-        state = self.state
-        state["norms"].copy_(norms)
-        state["max_norm"].fill_(max(float(norms.max()) * _NORM_HEADROOM, torch.finfo(torch.float32).tiny))
-        if seed is not None:
-            for name, value in self.family.fit(_Vectors(self, weight, bias), seed).items():
-                state[f"hash.{name}"].copy_(value)
-        for start, codes in self._hashed(weight, bias, None):
-            state["codes"][:, start : start + len(codes)] = codes.T
-        self.refill()
-        self._find_hubs()
+        norms = _checked_norms(weight, bias, rows)
+        if rows is None:
+            self.state["norms"].copy_(norms)
+        else:
+            self.state["norms"][rows] = norms
+        hubs = self.state["hubs"]
+        hubs.copy_(torch.topk(self.state["norms"], len(hubs)).indices)
 
     @torch.no_grad()
-    def update(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> None:
-        """Re-inserts the given rows (int64, unique) where their codes changed; equal to ``build`` if no others did.
+    def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
+        """New hash functions, for the measured norms; every row has to be inserted again afterwards."""
+        self.state["norm"].fill_(_typical_norm(self.state["norms"]))
+        for name, value in self.family.fit(_Vectors(self, weight, bias), seed).items():
+            self.state[f"hash.{name}"].copy_(value)
 
-        Raises:
-            ValueError: if one of the rows is not finite; the tables are unchanged then.
+    @torch.no_grad()
+    def insert(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
+        """Hashes the given rows (int64, unique), or all, and moves those whose codes changed.
+
+        If no other row has changed since, a partial insert leaves what inserting all would leave.
         """
-        if len(rows) == 0:
-            return
-        norms = _checked_norms(weight, bias, rows)
         state = self.state
-        if float(norms.max()) > float(state["max_norm"]):
-            self.build(weight, bias)
-            return
-        state["norms"][rows] = norms
-        codes = torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
-        functional.update_tables_(
-            state["codes"], state["buckets"], state["counts"], rows, codes, self._policy, self.config.seed
-        )
-        self._find_hubs()
+        if rows is None:
+            for start, codes in self._hashed(weight, bias, None):
+                state["codes"][:, start : start + len(codes)] = codes.T
+            self.refill()
+        elif len(rows) > 0:
+            codes = torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
+            functional.update_tables_(
+                state["codes"], state["buckets"], state["counts"], rows, codes, self._policy, self.config.seed
+            )
+
+    def norms_drifted(self) -> bool:
+        """Whether the measured norms ask for a new scale."""
+        drift = _typical_norm(self.state["norms"]) / float(self.state["norm"])
+        return not 1 / _NORM_DRIFT < drift < _NORM_DRIFT
 
     def refill(self) -> None:
         """Fills the buckets from the codes alone, as after loading a checkpoint."""
@@ -130,7 +140,7 @@ class HashTables:
     def vectors(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         """What is hashed of the given rows, float32 [n, in_features or in_features + 2]."""
         if self.config.norm_aware:
-            return augment_rows(weight, bias, float(self.state["max_norm"]), rows)
+            return augment_rows(weight, bias, float(self.state["norm"]), rows)
         return weight[rows].float()
 
     def _hashed(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Iterator[tuple[int, Tensor]]:
@@ -140,10 +150,6 @@ class HashTables:
             end = min(start + _CHUNK, total)
             chunk = torch.arange(start, end) if rows is None else rows[start:end]
             yield start, self.family.codes(params, self.vectors(weight, bias, chunk))[:, :, 0]
-
-    def _find_hubs(self) -> None:
-        hubs = self.state["hubs"]
-        hubs.copy_(torch.topk(self.state["norms"], len(hubs)).indices)
 
 
 class _Vectors:
@@ -157,6 +163,11 @@ class _Vectors:
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         return self._tables.vectors(self._weight, self._bias, rows)
+
+
+def _typical_norm(norms: Tensor) -> float:
+    rank = max(1, round(len(norms) * (1 - _BEYOND_NORM)))
+    return max(float(norms.kthvalue(rank).values), torch.finfo(torch.float32).tiny)
 
 
 def _checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:

@@ -64,7 +64,7 @@ class RowOptimizer(torch.optim.Optimizer):
                 of_param["step"] = torch.as_tensor(of_param["step"], dtype=torch.get_default_dtype())
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates the parameters: all rows of those with a dense gradient, the given rows of those with a sparse one.
 
         Args:
@@ -74,7 +74,7 @@ class RowOptimizer(torch.optim.Optimizer):
             What ``closure`` returned.
 
         Raises:
-            ValueError: a gradient sparse in more than its first dimension, in another layout or of another shape.
+            ValueError: a gradient sparse in more than its first dimension.
             TypeError: a gradient of another dtype than its parameter. Nothing is changed in either case.
         """
         loss = None
@@ -96,7 +96,7 @@ def apply_rule(rule: Rule, optimizer: torch.optim.Optimizer, param: Tensor, grou
     """One update of ``param`` by its gradient; a rule that keeps no state leaves none in the optimiser."""
     grad = param.grad
     assert grad is not None
-    state = optimizer.state[param] if param in optimizer.state else {}
+    state = optimizer.state.get(param, {})
     rule(param, grad, state, group)
     if state:
         optimizer.state[param] = state

@@ -26,22 +26,18 @@ Rule = Callable[[Tensor, Tensor, State, Group], None]
 
 
 def check_grad(name: str, param: Tensor) -> None:
-    """Raises unless the gradient of ``param`` is one that the rules take: dense, or COO sparse in its first dimension.
+    """Raises unless the gradient of ``param`` is dense or sparse in its first dimension, and of the same dtype.
 
     Raises:
-        ValueError: another layout, sparse in more than the first dimension, or another shape.
-        TypeError: another dtype.
+        ValueError: sparse in more than the first dimension.
+        TypeError: another dtype (see Tensor.grad_dtype). torch itself refuses other shapes and layouts.
     """
     grad = param.grad
     assert grad is not None
-    if grad.layout not in (torch.strided, torch.sparse_coo):
-        raise ValueError(f"{name}: expected the gradient's layout to be strided or sparse_coo, got {grad.layout}")
-    if grad.layout == torch.sparse_coo and grad.sparse_dim() != 1:
+    if grad.is_sparse and grad.sparse_dim() != 1:
         raise ValueError(f"{name}: expected the gradient to be sparse in one dimension, got {grad.sparse_dim()}")
     if grad.dtype != param.dtype:
         raise TypeError(f"{name}: expected the gradient's dtype to be {param.dtype}, got {grad.dtype}")
-    if grad.shape != param.shape:
-        raise ValueError(f"{name}: expected the gradient's shape to be {tuple(param.shape)}, got {tuple(grad.shape)}")
 
 
 def lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
@@ -164,6 +160,8 @@ def _dense_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor,
         maximize=group["maximize"],
         decoupled_weight_decay=group["decoupled_weight_decay"],
     )
+    if fused:  # torch's fused kernels don't say that they wrote
+        torch.autograd.graph.increment_version((param, m, v))
 
 
 def sgd_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:

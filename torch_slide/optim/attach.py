@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -88,9 +89,11 @@ class _RowStep:
         self.rule = rule
         self.params = params
         step = optimizer.step
-        # A method of the optimiser, or the function that a scheduler put in its place.
-        self._step = getattr(step, "__func__", None) or (lambda _, closure: step(closure))
-        functools.update_wrapper(self, step)
+        if inspect.ismethod(step):
+            self._step = step.__func__
+        else:  # the function that a scheduler put in the method's place
+            self._step = lambda _, closure: step(closure)
+        functools.update_wrapper(self, getattr(step, "__func__", step))
 
     @property
     def __func__(self) -> Callable[..., Any]:
