@@ -188,15 +188,17 @@ def test_exact_where_no_neuron_is_left_out_in_float32(x, y):
 
 
 @pytest.mark.parametrize("selection", ["batch", "sample"])
-def test_gradcheck(selection):
-    head = layer(ALMOST_ALL.replace(selection=selection, num_active=60))
-    x = torch.randn(3, D, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("role", ["output", "hidden"])
+def test_gradcheck(selection, role):
+    lsh = ts.LSHConfig(selector="uniform", num_active=9, selection=selection)
+    head = ts.SparseLSHLinear(4, 17, lsh=lsh, dtype=torch.float64, role=role)
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     y = torch.tensor([1, 2, 1])
 
     def loss(x, weight, bias):
         state = {name: t.clone() for name, t in head.selector.state.items()}
         z = torch.func.functional_call(head, {"weight": weight, "bias": bias}, (x,))
-        value = F.cross_entropy(z, y, reduction="none")
+        value = F.cross_entropy(z, y, reduction="none") if role == "output" else z.values.sin()
         for name, tensor in state.items():  # the same draw at every evaluation
             head.selector.state[name].copy_(tensor)
         return value
@@ -219,7 +221,9 @@ def test_sparse_gradients_equal_dense_ones(x, y):
     for name in ("weight", "bias"):
         gradient = getattr(sparse, name).grad
         assert gradient.layout == torch.sparse_coo
-        assert gradient.is_coalesced()
+        # AccumulateGrad drops the coalesced flag; what counts is that the rows ascend, each once.
+        assert (gradient._indices()[0].diff() > 0).all()
+        gradient = gradient.coalesce()
         torch.sparse_coo_tensor(gradient.indices(), gradient.values(), gradient.shape, check_invariants=True)
         torch.testing.assert_close(gradient.to_dense(), getattr(plain, name).grad, rtol=0, atol=0)
 
@@ -386,7 +390,7 @@ def test_autocast(loss_inside, y, materialised):
     if loss is None:
         loss = F.cross_entropy(z, y.view(-1))
         also = F.cross_entropy(head(x).float(), y.view(-1))
-        assert abs(float(also) - float(loss)) < 0.05
+        assert abs(float(also.detach()) - float(loss.detach())) < 0.05
     exact = F.cross_entropy(F.linear(x, head.weight, head.bias), y.view(-1))
     assert loss.dtype == torch.float32
     assert 0 < abs(float(exact.detach()) - float(loss.detach())) < 0.02, "the products ran in bfloat16"

@@ -127,12 +127,14 @@ class _Placeholder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> NoReturn:
-        raise RuntimeError(
-            "SparseLogits: expected the loss to be computed from the logits by cross_entropy or "
-            "binary_cross_entropy_with_logits, got a gradient for the logits themselves; a full backward hook on the "
-            "layer or a reentrant checkpoint around it does this. Use layer.loss(input, target), "
-            "checkpoint(use_reentrant=False), or remove the hook"
-        )
+        raise RuntimeError(_NO_GRADIENT)
+
+
+_NO_GRADIENT = (
+    "SparseLogits: expected the loss to be computed from the logits by cross_entropy or "
+    "binary_cross_entropy_with_logits, got backward for the logits themselves, as a reentrant checkpoint around the "
+    "layer does. Use checkpoint(use_reentrant=False), layer.loss(input, target), or .to_dense()"
+)
 
 
 class SparseLogits(Tensor):
@@ -187,7 +189,9 @@ class SparseLogits(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
-        if name in ("register_hook", "retain_grad", "__set__", "backward"):
+        if name == "backward":
+            raise RuntimeError(_NO_GRADIENT)
+        if name in ("register_hook", "retain_grad", "__set__"):
             raise RuntimeError(
                 f"SparseLogits: expected an operation on values, got {name}: these logits are never computed and "
                 "have no gradient; use .to_dense() for exact ones"

@@ -10,8 +10,13 @@ from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.source_text import NextTokenBatch
 from torch_slide.data.xc import XCBatch
 
-# The quickest exact form of Linear + cross-entropy that torch has for CPUs; its own choice of options is slower.
-_CHUNKED = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
+# The quickest exact form of Linear + cross-entropy that torch has for CPUs, since 2.13; its own choice of options is
+# slower.
+_CHUNKED = (
+    nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
+    if hasattr(F, "linear_cross_entropy")
+    else None
+)
 
 
 class BagOfFeatures(nn.Module):
@@ -105,6 +110,8 @@ def dense_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Ten
         head: the output layer.
         targets: class indices, int64 [B].
     """
+    if _CHUNKED is None:
+        return F.cross_entropy(head(hidden), targets)
     return F.linear_cross_entropy(hidden, head.weight, targets, linear_bias=head.bias, options=_CHUNKED)
 
 

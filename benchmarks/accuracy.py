@@ -1,0 +1,147 @@
+"""Test accuracy after every epoch of one run: a method, a learning rate, a seed.
+
+    python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3 --out benchmarks/results/accuracy
+
+The result is one JSON file per run, written after every epoch together with a checkpoint beside it; a run that was cut
+short goes on from there, and one that is complete is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from torch import Tensor, nn
+
+import torch_slide as ts
+from torch_slide import data
+from torch_slide.train import problems
+from torch_slide.train.metrics import chunk_size
+from torch_slide.train.problems import Problem
+
+METHODS = ("dense", "kmeans", "simhash", "uniform")
+
+
+def to(batch: Any, device: str) -> Any:
+    return batch if device == "cpu" else type(batch)(*(part.to(device) for part in batch))
+
+
+def exact_loss(model: nn.Module, batch: Any) -> Tensor:
+    """The dense loss from all logits at once, on any device."""
+    logits = model(batch)
+    if not hasattr(batch, "label_ids"):
+        return nn.functional.cross_entropy(logits, batch.targets)
+    counts = batch.label_offsets.diff()
+    rows = torch.repeat_interleave(counts)
+    label_logits = logits[rows, batch.label_ids] / counts[rows]
+    return (torch.logsumexp(logits, 1).sum() - label_logits.sum()) / len(counts)
+
+
+def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
+    if method == "dense":
+        return nn.Linear(hidden, outputs)
+    family = "simhash" if method == "simhash" else "kmeans"
+    changes: dict[str, Any] = {"selector": "uniform"} if method == "uniform" else {}
+    if arguments.num_active:
+        changes["num_active"] = arguments.num_active
+    config = ts.LSHConfig.auto(hidden, outputs, family=family).replace(
+        seed=arguments.seed, correction=not arguments.no_correction, **changes
+    )
+    return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
+
+
+def evaluate(model: nn.Module, problem: Problem, device: str) -> dict[str, float]:
+    model.eval()
+    totals: dict[str, float] = {}
+    with torch.no_grad():
+        for rows in problem.test_rows.split(chunk_size(problem.num_outputs)):
+            batch = problem.test.batch(rows)
+            top = model(to(batch, device)).topk(problem.k).indices.cpu()
+            for name, values in problem.metrics(batch, top).items():
+                totals[name] = totals.get(name, 0.0) + float(values.sum())
+    model.train()
+    return {name: total / len(problem.test_rows) for name, total in totals.items()}
+
+
+def main() -> None:
+    options = common.parser(__doc__.splitlines()[0])
+    options.add_argument("--problem", default="web-links")
+    options.add_argument("--method", choices=METHODS, required=True)
+    options.add_argument("--lr", type=float, required=True)
+    options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--hidden", type=int, default=128)
+    options.add_argument("--batch-size", type=int, default=512)
+    options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
+    options.add_argument("--no-correction", action="store_true")
+    options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
+    options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
+    arguments = options.parse_args()
+    machine = common.header(arguments.threads)
+    if arguments.device != "cpu":
+        machine["gpu"] = torch.cuda.get_device_name()
+
+    active = "" if arguments.method == "dense" else f"-a{arguments.num_active or 'auto'}"
+    plain = "-uncorrected" if arguments.no_correction else ""
+    name = f"{arguments.problem}-{arguments.method}{active}{plain}-lr{arguments.lr:g}-seed{arguments.seed}"
+    result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    folder = data.find_data(arguments.problem)
+    problem = problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
+    torch.manual_seed(arguments.seed)
+    head = make_head(arguments.method, arguments.hidden, problem.num_outputs, arguments)
+    model = problem.network(problem.num_inputs, head).to(arguments.device)
+    inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
+    if arguments.method == "dense":
+        optimizers = [
+            torch.optim.Adam(head.parameters(), lr=arguments.lr, fused=True), ts.optim.LazyAdam(inputs, lr=arguments.lr)
+        ]  # fmt: skip
+        loss_of = exact_loss if arguments.device != "cpu" else problem.dense_loss
+    else:
+        optimizers = [ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)]
+        loss_of = problem.loss
+
+    settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "json")}
+    result: dict[str, Any] = {"machine": machine, "arguments": settings, "epochs": []}
+    if result_path.exists() and (state_path.exists() or len(json.loads(result_path.read_text())["epochs"]) > 0):
+        result = json.loads(result_path.read_text())
+        if len(result["epochs"]) >= arguments.epochs:
+            print(f"{result_path} is complete")
+            return
+        state = torch.load(state_path, weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    for epoch in range(len(result["epochs"]), arguments.epochs):
+        started, losses = time.perf_counter(), []
+        for rows in data.epoch_order(len(problem.train_rows), arguments.seed, epoch).split(arguments.batch_size):
+            loss = loss_of(model, to(problem.train.batch(problem.train_rows[rows]), arguments.device))
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+        seconds = time.perf_counter() - started
+        measured = {"epoch": epoch + 1, "train_seconds": seconds, "train_loss": float(torch.stack(losses).mean())}
+        measured.update(evaluate(model, problem, arguments.device))
+        if isinstance(head, ts.SparseLSHLinear):
+            measured["stats"] = head.stats()
+        result["epochs"].append(measured)
+        print(name, {k: round(v, 4) for k, v in measured.items() if k != "stats"}, flush=True)
+        state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
+        if epoch + 1 < arguments.epochs and arguments.device == "cpu":
+            torch.save(state, state_path.with_suffix(".tmp"))
+            os.replace(state_path.with_suffix(".tmp"), state_path)
+        result_path.write_text(json.dumps(result, indent=1) + "\n")
+    state_path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
