@@ -14,10 +14,12 @@ import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_slide.train import problems
+from torch_slide.train.models import dense_cross_entropy
+from torch_slide.train.problems import Problem
 
 import torch_slide as ts
-from torch_slide import data, problems
-from torch_slide.problems import Problem
+from torch_slide import data
 
 FILES = {
     "web-links": ("train.txt.xz", "test.txt.xz"),
@@ -37,7 +39,7 @@ def endless(problem: Problem, batch_size: int, seed: int) -> Iterator[object]:
 
 def single_labels(batch: object) -> Tensor:
     """One label a sample: what a dense softmax over single labels is given, its cheapest form."""
-    return batch.label_ids[batch.label_offsets[:-1]] if hasattr(batch, "label_ids") else batch.targets
+    return batch.label_ids[batch.label_offsets] if hasattr(batch, "label_ids") else batch.targets
 
 
 def dense_step(problem: Problem, hidden: int, batches: Iterator[object], chunked: bool, lr: float) -> Step:
@@ -45,13 +47,12 @@ def dense_step(problem: Problem, hidden: int, batches: Iterator[object], chunked
     model = problem.network(problem.num_inputs, head)
     head_optimizer = torch.optim.Adam(head.parameters(), lr=lr, fused=True)
     input_optimizer = ts.optim.LazyAdam([p for n, p in model.named_parameters() if not n.startswith("head.")], lr=lr)
-    options = nn.LinearCrossEntropyOptions(batch_chunk_size=256, chunking_method=None)
 
     def step() -> None:
         batch = next(batches)
         target = single_labels(batch)
         if chunked:
-            loss = F.linear_cross_entropy(model.hidden(batch), head.weight, target, head.bias, options=options)
+            loss = dense_cross_entropy(model.hidden(batch), head, target)
         else:
             loss = F.cross_entropy(model(batch), target)
         loss.backward()

@@ -184,10 +184,10 @@ def test_xc_batches_and_normalized(tmp_path):
     read = data.read_xc(write(tmp_path, "4 9 9\n1,2 3:3 5:4\n 7:8\n4 0:0\n3\n"))
     batch = read.batch(torch.tensor([3, 0, 1]))
     assert batch.ids.tolist() == [3, 5, 7]
-    assert batch.offsets.tolist() == [0, 0, 2]
+    assert batch.offsets.tolist() == [0, 0, 2, 3]
     assert batch.values.tolist() == [3, 4, 8]
     assert batch.label_ids.tolist() == [3, 1, 2]
-    assert batch.label_offsets.tolist() == [0, 1, 3]
+    assert batch.label_offsets.tolist() == [0, 1, 3, 3]
     assert read.normalized().values.tolist() == pytest.approx([0.6, 0.8, 1, 0])
 
 
@@ -197,7 +197,7 @@ def test_take_spans(lengths, seed):
     at, offsets = take_spans(starts, starts + torch.tensor(lengths, dtype=torch.int64))
     expected = [int(s) + j for s, length in zip(starts, lengths, strict=True) for j in range(length)]
     assert at.tolist() == expected
-    assert offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths))]
+    assert offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
 
 
 @given(length=st.integers(0, 30), batch_size=st.integers(1, 9), first=st.integers(0, 5), epoch=st.integers(0, 3))
@@ -230,7 +230,7 @@ def test_sessions_prefixes_and_last_items(tmp_path):
     batch = train.batch(torch.arange(3))
     assert (batch.ids.tolist(), batch.last.tolist(), batch.targets.tolist()) == ([5, 6, 9], [5, 6, 9], [6, 7, 10])
     batch = data.every_prefix(sessions).batch(torch.tensor([1, 0]))
-    assert (batch.ids.tolist(), batch.offsets.tolist(), batch.targets.tolist()) == ([5, 6, 5], [0, 2], [7, 6])
+    assert (batch.ids.tolist(), batch.offsets.tolist(), batch.targets.tolist()) == ([5, 6, 5], [0, 2, 3], [7, 6])
     test = data.last_item(sessions, 100).batch(torch.arange(2))
     assert (test.ids.tolist(), test.last.tolist(), test.targets.tolist()) == ([5, 6, 9], [6, 9], [7, 10])
     with pytest.raises(ValueError, match=r"items to be in \[0, 10\), got 10"):

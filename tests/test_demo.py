@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
 def demo():
     spec = importlib.util.spec_from_file_location("demo", DEMO)
     module = importlib.util.module_from_spec(spec)
+    sys.modules["demo"] = module  # dataclasses look their own module up
     spec.loader.exec_module(module)
     return module
 

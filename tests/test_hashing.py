@@ -144,6 +144,19 @@ def test_a_zero_vector_has_the_code_zero(name: str) -> None:
     assert not fam.codes(fam.draw(0), torch.zeros(3, 20)).any()
 
 
+@pytest.mark.parametrize("num_detours", [0, 1])
+def test_an_empty_bin_borrows_from_its_detours_then_from_the_right(num_detours: int) -> None:
+    bins = torch.arange(48, dtype=torch.int32).view(6, 8)
+    detours = torch.tensor([[3], [3], [1], [1], [2], [0]], dtype=torch.int32)[:, :num_detours].contiguous()
+    labels = torch.arange(48, dtype=torch.uint8).expand(6, 48).contiguous() % 8
+    x = torch.zeros(1, 48)
+    x[0, 8 + 5] = x[0, 24 + 3] = 1.0  # bins 1 and 3 are occupied, with winners 5 and 3
+    winners = [5, 5, 3, 3, 5, 5] if num_detours == 0 else [3, 5, 5, 3, 5, 5]
+    assert ops.winner_take_all(x, bins, detours, 6).flatten().tolist() == winners
+    assert ops.minhash(x, bins, detours, labels, 6, 9).flatten().tolist() == winners
+    assert ops.winner_take_all(x, bins, None, 6).flatten().tolist() == [0, 5, 0, 3, 0, 0]
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_codes_do_not_depend_on_the_scale_or_the_neighbours_of_a_vector(name: str) -> None:
     fam = family(name, 21)
@@ -282,6 +295,13 @@ def test_kmeans_with_few_rows(n: int) -> None:
     codes = fam.codes(params, rows)[:, :, 0]
     if n <= 16:  # every row can be its own centroid
         assert all(len(codes[:, table].unique()) == n for table in range(2))
+
+
+def test_kmeans_moves_idle_centroids() -> None:
+    # 40 directions ten times each: of 32 random rows some 23 differ, and the other centroids would stay without rows.
+    rows, fam = sphere(40, 12).repeat(10, 1), family("kmeans", 12, tables=4, hashes=5)
+    codes = fam.codes(fam.fit(rows, 0), rows)[:, :, 0]
+    assert sum(len(codes[:, table].unique()) for table in range(4)) >= 4 * 27
 
 
 def test_kmeans_with_equal_or_zero_rows() -> None:

@@ -88,6 +88,49 @@ def _(labels: torch.Tensor, label_offsets: torch.Tensor, *args: object) -> tuple
     )
 
 
+@torch.library.register_fake("torch_slide::softmax_cross_entropy_")
+def _(logits: torch.Tensor, row_offsets: torch.Tensor, *args: object) -> torch.Tensor:
+    return logits.new_empty(row_offsets.shape[0] - 1)
+
+
+@torch.library.register_fake("torch_slide::bce_with_logits_")
+def _(logits: torch.Tensor, row_offsets: torch.Tensor, *args: object) -> torch.Tensor:
+    return logits.new_empty(row_offsets.shape[0] - 1)
+
+
+@torch.library.register_fake("torch_slide::sampled_linear")
+def _(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    row_offsets: torch.Tensor,
+    ids: torch.Tensor,
+) -> torch.Tensor:
+    return hidden.new_empty(ids.shape)
+
+
+@torch.library.register_fake("torch_slide::sampled_linear_backward")
+def _(
+    grad_values: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    row_offsets: torch.Tensor,
+    ids: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    num_rows = torch.library.get_ctx().new_dynamic_size()
+    return (
+        torch.empty_like(hidden),
+        ids.new_empty(num_rows),
+        hidden.new_empty((num_rows, hidden.shape[1])),
+        hidden.new_empty(num_rows),
+    )
+
+
+@torch.library.register_fake("torch_slide::rows_to_dense")
+def _(rows: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
+    return values.new_empty((num_rows, *values.shape[1:]))
+
+
 @torch.library.register_fake("torch_slide::lazy_adam_")
 def _(*args: object) -> None: ...
 

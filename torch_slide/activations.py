@@ -109,7 +109,7 @@ class SparseActivations(Tensor):
                 return active.values.requires_grad
             if func in _POINTWISE and not any(isinstance(other, Tensor) for other in others):
                 keywords = {key: value for key, value in kwargs.items() if key not in ("input", "inplace")}
-                values = func(active.values, *[o for o in others if not (func in _INPLACE_SECOND)], **keywords)
+                values = func(active.values, *[o for o in others if func not in _INPLACE_SECOND], **keywords)
                 return cls.of(Active(active.candidates, values, active.batch, active.num_neurons))
             if func is F.linear:
                 return active.linear(*_linear_arguments(*others, **kwargs))

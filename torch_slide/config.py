@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Final
@@ -218,16 +217,6 @@ class LSHConfig:
         """About how many bytes the parameters of the hash functions take for inputs of this width."""
         columns = self.num_tables * (self.num_buckets if self.family == "kmeans" else self.hashes_per_table)
         return 4 * (in_features + 2) * columns
-
-    def to_json(self) -> str:
-        """All fields as JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> LSHConfig:
-        """The configuration that :meth:`to_json` wrote."""
-        fields = json.loads(text)
-        return cls(**{**fields, "rehash": RehashSchedule(**fields["rehash"])})
 
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""

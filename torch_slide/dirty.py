@@ -109,6 +109,12 @@ def take_all(params: Sequence[Tensor], consumer: Hashable = _ANYONE) -> Tensor |
     return torch.cat(known).unique() if len(known) == len(changed) else None
 
 
+def forget(params: Sequence[Tensor], consumer: Hashable = _ANYONE) -> None:
+    """``consumer`` could not use what it took: its next :func:`take` answers None."""
+    for param in params:
+        _of(param).pop(consumer, None)
+
+
 def _count_fused_writes(optimizer: Optimizer, *_: object) -> None:
     for group in optimizer.param_groups:
         if group.get("fused"):

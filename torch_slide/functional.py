@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from torch_slide._ops import ops
@@ -93,3 +94,217 @@ def select(
         correction,
         seed,
     )
+
+
+def _check_dtype(op: str, dtype: torch.dtype, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.dtype != dtype:
+            raise TypeError(f"{op}: expected {name} to be {dtype}, got {tensor.dtype}")
+
+
+def _check_logits(op: str, logits: Tensor) -> None:
+    if logits.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{op}: expected logits to be float32 or float64, got {logits.dtype}")
+    if not logits.is_contiguous():
+        raise ValueError(f"{op}: expected logits to be contiguous, got strides {logits.stride()}")
+
+
+def softmax_cross_entropy_(
+    logits: Tensor,
+    row_offsets: Tensor,
+    log_weights: Tensor,
+    smoothing: Tensor | None,
+    label_offsets: Tensor,
+    label_positions: Tensor,
+    label_weights: Tensor,
+) -> Tensor:
+    """Softmax cross-entropy of every row over its candidates; the logits are replaced by their gradient.
+
+    With a the log weights, T the label weights plus the smoothing, and s the sum of T over a row, its loss is
+    ``s * log(sum_j exp(z_j + a_j)) - sum_j T_j z_j``: the sampled softmax in which a candidate stands for exp(a)
+    neurons. A row without labels, or with s = 0, is ignored: loss and gradient are exactly 0, whatever its logits.
+
+    Args:
+        logits: float32 or float64 [total], contiguous; afterwards the gradient of each row's loss.
+        row_offsets: int64 [B + 1]; row b has the logits ``row_offsets[b]:row_offsets[b + 1]``.
+        log_weights: [total]; or [C], shared by all rows, where every row has C candidates.
+        smoothing: target weight of every candidate besides the labels, shaped like ``log_weights``, or None.
+        label_offsets: int64 [B + 1]; the labels of row b are ``label_offsets[b]:label_offsets[b + 1]``.
+        label_positions: int64 [number of labels], places among the candidates of the row; weights of one place add up.
+        label_weights: [number of labels].
+
+    Returns:
+        The loss of every row, [B]. Non-finite logits in a row that counts make its loss NaN or inf, as in torch.
+
+    Raises:
+        IndexError: for a label position outside of its row.
+        ValueError: for offsets that do not ascend over all elements, and lengths that do not match.
+        TypeError: for floating-point arguments that are not of one dtype, and integers that are not int64.
+    """
+    op = "softmax_cross_entropy_"
+    _check_logits(op, logits)
+    _check_dtype(op, logits.dtype, log_weights=log_weights, smoothing=smoothing, label_weights=label_weights)
+    _check_dtype(op, torch.int64, row_offsets=row_offsets, label_offsets=label_offsets, label_positions=label_positions)
+    loss = ops.softmax_cross_entropy_(
+        logits,
+        row_offsets.contiguous(),
+        log_weights.contiguous(),
+        None if smoothing is None else smoothing.contiguous(),
+        label_offsets.contiguous(),
+        label_positions.contiguous(),
+        label_weights.contiguous(),
+    )
+    torch.autograd.graph.increment_version(logits)
+    return loss
+
+
+def bce_with_logits_(
+    logits: Tensor,
+    row_offsets: Tensor,
+    log_weights: Tensor,
+    label_offsets: Tensor,
+    label_positions: Tensor,
+    label_targets: Tensor,
+    class_weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """Binary cross-entropy of every row, summed over its candidates; the logits are replaced by their gradient.
+
+    A candidate's term ``(1 - t) softplus(z) + pos_weight * t * softplus(-z)`` counts ``exp(log_weight) * class_weight``
+    times, where the target t is 0 but at the labels.
+
+    Args:
+        logits: float32 or float64 [total], contiguous; afterwards the gradient of each row's loss.
+        row_offsets: int64 [B + 1], as in :func:`softmax_cross_entropy_`.
+        log_weights: [total], or [C] shared by all rows.
+        label_offsets: int64 [B + 1].
+        label_positions: int64 [number of labels], distinct within a row: this is not checked.
+        label_targets: [number of labels].
+        class_weight: shaped like ``log_weights``, or None for ones.
+        pos_weight: shaped like ``log_weights``, or None for ones.
+
+    Returns:
+        The loss of every row, [B].
+
+    Raises:
+        IndexError, ValueError, TypeError: as :func:`softmax_cross_entropy_`.
+    """
+    op = "bce_with_logits_"
+    _check_logits(op, logits)
+    _check_dtype(
+        op,
+        logits.dtype,
+        log_weights=log_weights,
+        label_targets=label_targets,
+        class_weight=class_weight,
+        pos_weight=pos_weight,
+    )
+    _check_dtype(op, torch.int64, row_offsets=row_offsets, label_offsets=label_offsets, label_positions=label_positions)
+    loss = ops.bce_with_logits_(
+        logits,
+        row_offsets.contiguous(),
+        log_weights.contiguous(),
+        label_offsets.contiguous(),
+        label_positions.contiguous(),
+        label_targets.contiguous(),
+        None if class_weight is None else class_weight.contiguous(),
+        None if pos_weight is None else pos_weight.contiguous(),
+    )
+    torch.autograd.graph.increment_version(logits)
+    return loss
+
+
+def _value_dtype(op: str, hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """What products of the two are computed in: float32 but for float64."""
+    if weight.dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise TypeError(f"{op}: expected weight to be float32, float64 or bfloat16, got {weight.dtype}")
+    dtype = torch.float32 if weight.dtype == torch.bfloat16 else weight.dtype
+    if hidden.dtype not in (weight.dtype, dtype):
+        raise TypeError(f"{op}: expected hidden to be {weight.dtype} as the weight, got {hidden.dtype}")
+    return dtype
+
+
+def sampled_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, row_offsets: Tensor, ids: Tensor) -> Tensor:
+    """Products of every sample with weight rows of its own choice (SLIDE, section 3.1).
+
+    Args:
+        hidden: [B, d], of the weight's dtype (for a bfloat16 weight also float32).
+        weight: float32, float64 or bfloat16 [N, d].
+        bias: [N], of the weight's dtype, or None.
+        row_offsets: int64 [B + 1]; the rows of sample b are ``ids[row_offsets[b]:row_offsets[b + 1]]``.
+        ids: int64 [nnz].
+
+    Returns:
+        ``hidden[b] . weight[ids[k]] + bias[ids[k]]`` for every k in the range of sample b, [nnz]; accumulated in and
+        returned as float32 (float64 for float64). No autograd: see :func:`sampled_linear_backward`.
+
+    Raises:
+        IndexError: for ids out of range.
+        ValueError: for shapes that do not match, and offsets that do not ascend over all ids.
+        TypeError: for dtypes that do not match.
+    """
+    op = "sampled_linear"
+    dtype = _value_dtype(op, hidden, weight)
+    _check_dtype(op, weight.dtype, bias=bias)
+    _check_dtype(op, torch.int64, row_offsets=row_offsets, ids=ids)
+    return ops.sampled_linear(
+        hidden.to(dtype).contiguous(),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        row_offsets.contiguous(),
+        ids.contiguous(),
+    )
+
+
+def sampled_linear_backward(
+    grad_values: Tensor, hidden: Tensor, weight: Tensor, row_offsets: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of :func:`sampled_linear`, for the rows that were used only.
+
+    The sums run in an order that depends on the sizes alone: the results are equal for every number of threads.
+
+    Args:
+        grad_values: [nnz], float32 (float64 for a float64 weight).
+        hidden: as in :func:`sampled_linear`, like the other arguments.
+        weight: [N, d].
+        row_offsets: int64 [B + 1].
+        ids: int64 [nnz].
+
+    Returns:
+        grad_hidden [B, d]; rows int64 [U], the distinct ids, ascending; grad_rows [U, d]; grad_bias [U]. All gradients
+        are of the dtype of ``grad_values``.
+
+    Raises:
+        IndexError, ValueError, TypeError: as :func:`sampled_linear`.
+    """
+    op = "sampled_linear_backward"
+    dtype = _value_dtype(op, hidden, weight)
+    _check_dtype(op, dtype, grad_values=grad_values)
+    _check_dtype(op, torch.int64, row_offsets=row_offsets, ids=ids)
+    return ops.sampled_linear_backward(
+        grad_values.contiguous(),
+        hidden.to(dtype).contiguous(),
+        weight.contiguous(),
+        row_offsets.contiguous(),
+        ids.contiguous(),
+    )
+
+
+def rows_to_dense(rows: Tensor, values: Tensor, num_rows: int) -> Tensor:
+    """A tensor of ``num_rows`` rows that is zero but for some of them, in one pass over its memory.
+
+    Args:
+        rows: int64 [U], ascending and unique.
+        values: [U, ...], of any dtype.
+        num_rows: N.
+
+    Returns:
+        [N, ...] with ``values[i]`` at row ``rows[i]``.
+
+    Raises:
+        IndexError: for rows out of range.
+        ValueError: for rows that do not ascend, or values of another length.
+        TypeError: for rows that are not int64.
+    """
+    _check_dtype("rows_to_dense", torch.int64, rows=rows)
+    return ops.rows_to_dense(rows.contiguous(), values.contiguous(), num_rows)

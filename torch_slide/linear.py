@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_slide import losses
+from torch_slide import compiled, losses
 from torch_slide.activations import Active, SparseActivations
 from torch_slide.config import LSHConfig
 from torch_slide.logits import Source, SparseLogits
-from torch_slide.sampled import sampled_activations
+from torch_slide.sampled import Product, sampled_activations
 from torch_slide.selection import make_selector
 from torch_slide.targets import LabelLists
 
@@ -148,8 +148,9 @@ class SparseLSHLinear(nn.Linear):
             source.query(hidden), source.weight, source.bias, no_labels, offsets, source.draw, advance=True
         )
         values = sampled_activations(
-            hidden, source.weight, source.bias, candidates, source.columns, source.autocast_dtype, self.sparse_grad
-        )
+            hidden, source.weight, source.bias, source.columns, candidates,
+            Product(compute_dtype=source.autocast_dtype, sparse_grad=self.sparse_grad),
+        )  # fmt: skip
         return SparseActivations.of(Active(candidates, values, input.shape[:-1], self.out_features))
 
     def _check_input(self, input: Tensor) -> None:
@@ -192,6 +193,8 @@ class SparseLSHLinear(nn.Linear):
             flat = target.reshape(-1) if isinstance(target, Tensor) and target.dim() == input.dim() - 1 else target
             out = losses.cross_entropy(logits, flat, weight, ignore_index, reduction, label_smoothing)
             return out.reshape(input.shape[:-1]) if reduction == "none" else out
+        if torch.compiler.is_compiling():
+            return compiled.cross_entropy(self, input, target, weight, ignore_index, reduction, label_smoothing)
         return losses.source_cross_entropy(
             self._source(input), target, weight, ignore_index, reduction, label_smoothing
         )

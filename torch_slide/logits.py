@@ -71,6 +71,11 @@ class Source:
         """Shape of the logits."""
         return (*self.hidden.shape[: self.class_dim], self.num_classes, *self.hidden.shape[self.class_dim + 1 :])
 
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Shape of the logits without the class dimension."""
+        return torch.Size((*self.hidden.shape[: self.class_dim], *self.hidden.shape[self.class_dim + 1 :]))
+
     def flat_hidden(self) -> Tensor:
         """The hidden vectors as [number of samples, in_features], in the order of flattened targets."""
         return self.hidden.movedim(self.class_dim, -1).flatten(0, -2)
@@ -381,9 +386,10 @@ def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sor
 
     source.check_unchanged()
     values, indices = chunked_topk(source.flat_hidden(), source.weight, source.bias, k)
-    batch = [*source.hidden.shape[: source.class_dim], *source.hidden.shape[source.class_dim + 1 :]]
     values = (values * source.scale).to(source.dtype)
-    return torch.return_types.topk(part.reshape(*batch, k).movedim(-1, source.class_dim) for part in (values, indices))
+    return torch.return_types.topk(
+        part.reshape(*source.batch_shape, k).movedim(-1, source.class_dim) for part in (values, indices)
+    )
 
 
 def _argmax(logits: SparseLogits, dim: int | None = None, keepdim: bool = False) -> Any:

@@ -14,100 +14,93 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide import targets
-from torch_slide.compiled import compiled_choose
 from torch_slide.logits import Source, SparseLogits, handle
-from torch_slide.sampled import sampled_loss
-from torch_slide.selection import Selector
+from torch_slide.sampled import Product, Terms, sampled_loss
 from torch_slide.targets import LabelLists, Labels
 
 _REDUCTIONS = ("none", "mean", "sum")
 
 
-def _check_reduction(op: str, reduction: str) -> None:
+def check_options(
+    op: str, num_classes: int, weight: Tensor | None, reduction: str, label_smoothing: float = 0.0
+) -> None:
+    """Raises ValueError for options that torch has no meaning for either."""
     if reduction not in _REDUCTIONS:
         raise ValueError(f"{op}: expected reduction to be one of {_REDUCTIONS}, got {reduction!r}")
-
-
-def _check_class_vector(op: str, name: str, vector: Tensor | None, num_classes: int) -> None:
-    if vector is not None and vector.shape != (num_classes,):
-        raise ValueError(f"{op}: expected {name} to be of shape ({num_classes},), got {tuple(vector.shape)}")
+    if weight is not None and weight.shape != (num_classes,):
+        raise ValueError(f"{op}: expected weight to be of shape ({num_classes},), got {tuple(weight.shape)}")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"{op}: expected label_smoothing to be between 0 and 1, got {label_smoothing}")
 
 
 def _loss_dtype(source: Source) -> torch.dtype:
     return torch.float64 if source.hidden.dtype == torch.float64 else torch.float32
 
 
-def _candidate_loss(
+def terms_of(
     source: Source,
+    hidden: Tensor,
     labels: Labels,
     *,
-    bce: bool = False,
     smoothing: float = 0.0,
     weight: Tensor | None = None,
     pos_weight: Tensor | None = None,
-) -> Tensor:
+    bce: bool = False,
+) -> Terms:
+    """Selects candidates for these labels, and moves on to the next draw if the loss will have gradients."""
+    advance = torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad)
+    candidates = source.selector.choose(
+        source.query(hidden), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
+    )
+    dtype = _loss_dtype(source)
+    log_weights = candidates.log_weights.to(dtype)
+
+    def of_candidates(vector: Tensor | None) -> Tensor | None:
+        return None if vector is None else vector.detach().to(dtype)[candidates.ids]
+
+    class_weight, smooth = of_candidates(weight), None
+    if smoothing > 0:
+        smooth = log_weights.exp() * (smoothing / source.num_classes)
+        smooth = smooth if class_weight is None else smooth * class_weight
+    return Terms(
+        candidates.ids,
+        candidates.group_offsets,
+        candidates.shared,
+        log_weights,
+        smooth,
+        labels.offsets,
+        candidates.label_positions,
+        labels.weights,
+        class_weight if bce else None,
+        of_candidates(pos_weight),
+    )
+
+
+def _candidate_loss(source: Source, labels: Labels, *, bce: bool = False, **options: Any) -> Tensor:
     """Loss of every sample, [B], over freshly selected candidates."""
     source.check_unchanged()
     hidden = source.flat_hidden()
     if len(hidden) == 0:
         return hidden.sum(1)
-    selector = source.selector
-    advance = torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad)
-    choose = compiled_choose if torch.compiler.is_compiling() else Selector.choose
-    candidates = choose(
-        selector, source.query(hidden), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
-    )
-    dtype = _loss_dtype(source)
-    log_weights = candidates.log_weights.to(dtype)
-    smooth = None
-    if smoothing > 0:
-        smooth = log_weights.exp() * (smoothing / source.num_classes)
-        if weight is not None:
-            smooth = smooth * weight.detach().to(dtype)[candidates.ids]
-    return sampled_loss(
-        hidden,
-        source.weight,
-        source.bias,
-        candidates,
-        labels,
-        columns=source.columns,
-        log_weights=log_weights,
-        smoothing=smooth,
-        class_weight=weight.detach().to(dtype)[candidates.ids] if bce and weight is not None else None,
-        pos_weight=pos_weight.detach().to(dtype)[candidates.ids] if pos_weight is not None else None,
-        bce=bce,
-        scale=source.scale,
-        compute_dtype=source.autocast_dtype,
-        sparse_grad=source.sparse_grad,
-    )
+    terms = terms_of(source, hidden, labels, bce=bce, **options)
+    product = Product(source.scale, source.autocast_dtype, source.sparse_grad, bce)
+    return sampled_loss(hidden, source.weight, source.bias, source.columns, terms, product)
 
 
-def _reduce(losses: Tensor, reduction: str, denominator: Tensor, shape: torch.Size) -> Tensor:
+def reduce(losses: Tensor, reduction: str, denominator: Tensor, shape: torch.Size) -> Tensor:
+    """One of torch's reductions of the losses of all samples [B]."""
     if reduction == "none":
         return losses.reshape(shape)
     total = losses.sum()
     return total / denominator if reduction == "mean" else total
 
 
-def _batch_shape(source: Source) -> torch.Size:
-    return torch.Size((*source.hidden.shape[: source.class_dim], *source.hidden.shape[source.class_dim + 1 :]))
-
-
-def _cross_entropy(
-    source: Source,
-    target: Tensor | LabelLists,
-    weight: Tensor | None,
-    ignore_index: int,
-    reduction: str,
-    label_smoothing: float,
-) -> Tensor | None:
-    """The loss, or None where only dense logits will do."""
+def cross_entropy_labels(
+    source: Source, target: Tensor | LabelLists, weight: Tensor | None, ignore_index: int, label_smoothing: float
+) -> Labels | None:
+    """The targets of a cross-entropy as label lists, or None where only dense logits will do."""
     op = "cross_entropy"
-    _check_reduction(op, reduction)
-    num_classes, batch, dtype = source.num_classes, _batch_shape(source), _loss_dtype(source)
-    _check_class_vector(op, "weight", weight, num_classes)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"{op}: expected label_smoothing to be between 0 and 1, got {label_smoothing}")
+    num_classes, batch, dtype = source.num_classes, source.batch_shape, _loss_dtype(source)
     if isinstance(target, Tensor) and target.layout == torch.strided:
         if target.is_floating_point():
             if target.shape != source.shape:
@@ -126,10 +119,24 @@ def _cross_entropy(
     else:
         lists = targets.from_lists(target, batch.numel(), num_classes, dtype, op)
         labels = targets.normalised(*lists, weight)
-    if label_smoothing > 0:
-        labels = Labels(labels.ids, labels.offsets, labels.weights * (1 - label_smoothing), labels.denominator)
+    return labels.scaled(1 - label_smoothing) if label_smoothing > 0 else labels
+
+
+def _cross_entropy(
+    source: Source,
+    target: Tensor | LabelLists,
+    weight: Tensor | None,
+    ignore_index: int,
+    reduction: str,
+    label_smoothing: float,
+) -> Tensor | None:
+    """The loss, or None where only dense logits will do."""
+    check_options("cross_entropy", source.num_classes, weight, reduction, label_smoothing)
+    labels = cross_entropy_labels(source, target, weight, ignore_index, label_smoothing)
+    if labels is None:
+        return None
     losses = _candidate_loss(source, labels, smoothing=label_smoothing, weight=weight)
-    return _reduce(losses, reduction, labels.denominator, batch)
+    return reduce(losses, reduction, labels.denominator, source.batch_shape)
 
 
 def source_cross_entropy(
@@ -161,7 +168,7 @@ def cross_entropy(
         input: logits [..., N], [B, N, ...] as torch has it, dense or SparseLogits.
         target: class numbers (int64, shape of the batch); probabilities (shape of ``input``); or for multi-label
             targets a sparse CSR tensor [B, N] or ``(ids, offsets)``, int64 vectors with the labels of sample b at
-            ``ids[offsets[b]:offsets[b + 1]]``. The n labels of a sample share its mass, 1/n each, so that the loss is
+            ``ids[offsets[b]:offsets[b + 1]]`` (offsets of length B + 1, or B as for nn.EmbeddingBag). The n labels of a sample share its mass, 1/n each, so that the loss is
             logsumexp - mean label logit; a sample without labels is ignored.
         weight: class weights [N].
         ignore_index: class number that marks a sample to ignore.
@@ -199,7 +206,7 @@ def _dense_multi_label(
         mass = float(num_classes) if weight is None else weight.sum()
         smooth = (mass * normaliser - scores.sum(1)) / num_classes
         losses = (1 - label_smoothing) * losses + label_smoothing * smooth * (labels.offsets.diff() > 0)
-    return _reduce(losses, reduction, labels.denominator, torch.Size([num_samples]))
+    return reduce(losses, reduction, labels.denominator, torch.Size([num_samples]))
 
 
 def _bce(
@@ -210,8 +217,8 @@ def _bce(
     pos_weight: Tensor | None,
 ) -> Tensor | None:
     op = "binary_cross_entropy_with_logits"
-    _check_reduction(op, reduction)
-    num_classes, batch, dtype = source.num_classes, _batch_shape(source), _loss_dtype(source)
+    check_options(op, source.num_classes, None, reduction)
+    num_classes, batch, dtype = source.num_classes, source.batch_shape, _loss_dtype(source)
     per_class = weight is None or weight.shape == (num_classes,)
     if reduction == "none" or not per_class or source.class_dim != len(batch):
         return None  # a value for every logit, or for every element a weight
@@ -230,7 +237,7 @@ def _bce(
     losses = _candidate_loss(
         source, Labels(ids, offsets, values, total), bce=True, weight=weight, pos_weight=pos_weight
     )
-    return _reduce(losses, reduction, total, batch)
+    return reduce(losses, reduction, total, batch)
 
 
 def binary_cross_entropy_with_logits(

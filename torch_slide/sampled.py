@@ -6,6 +6,8 @@ backward pass is two products with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +16,6 @@ from torch.autograd.function import once_differentiable
 
 from torch_slide import functional
 from torch_slide.selection import Candidates
-from torch_slide.targets import Labels
 
 
 def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns: Tensor | None = None) -> Tensor:
@@ -49,7 +50,6 @@ def _gathered_product(
 
 
 def _product_backward(
-    ctx: Any,
     grad_logits: Tensor,
     per_sample: Tensor | None,
     hidden: Tensor,
@@ -59,32 +59,128 @@ def _product_backward(
     row_offsets: Tensor,
     columns: Tensor | None,
     rows: Tensor | None,
+    *,
+    needs: Sequence[bool],
+    product_dtype: torch.dtype,
+    sparse_grad: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden, weight and bias; row b of ``grad_logits`` still to be multiplied by ``per_sample[b]``."""
     grad_hidden = grad_rows = grad_bias_rows = None
-    needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    needs_hidden, needs_weight, needs_bias = needs
     if rows is not None:
-        grad_logits = grad_logits.to(ctx.product_dtype)
+        grad_logits = grad_logits.to(product_dtype)
         # The factors go onto the small side: [B, d], not [B, C].
         factors = torch.ones(len(hidden)) if per_sample is None else per_sample
         factors = factors.to(torch.promote_types(hidden.dtype, factors.dtype))
         if needs_hidden:
             grad_hidden = (torch.mm(grad_logits, rows) * factors.unsqueeze(1)).to(hidden.dtype)
         if needs_weight:
-            grad_rows = torch.mm(grad_logits.t(), (hidden * factors.unsqueeze(1)).to(ctx.product_dtype))
+            grad_rows = torch.mm(grad_logits.t(), (hidden * factors.unsqueeze(1)).to(product_dtype))
         if needs_bias:
-            grad_bias_rows = torch.mv(grad_logits.t(), factors.to(ctx.product_dtype))
+            grad_bias_rows = torch.mv(grad_logits.t(), factors.to(product_dtype))
     else:
+        if per_sample is not None:
+            grad_logits = grad_logits * torch.repeat_interleave(per_sample, row_offsets.diff(), output_size=len(ids))
         grad_hidden, ids, grad_rows, grad_bias_rows = functional.sampled_linear_backward(
             grad_logits, hidden.to(weight.dtype), weight, row_offsets, ids
         )
         grad_hidden = grad_hidden.to(hidden.dtype)
     grad_weight = grad_bias = None
     if needs_weight and grad_rows is not None:
-        grad_weight = _row_gradient(ids, grad_rows, weight, ctx.sparse_grad, columns)
+        grad_weight = _row_gradient(ids, grad_rows, weight, sparse_grad, columns)
     if needs_bias and bias is not None and grad_bias_rows is not None:
-        grad_bias = _row_gradient(ids, grad_bias_rows, bias, ctx.sparse_grad)
+        grad_bias = _row_gradient(ids, grad_bias_rows, bias, sparse_grad)
     return grad_hidden, grad_weight, grad_bias
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a loss over candidates is made of, besides the layer itself.
+
+    Attributes:
+        ids, group_offsets, shared: see Candidates.
+        log_weights: [total], in the dtype of the loss.
+        smoothing: [total] target weight that every candidate has besides the labels.
+        label_offsets: [B + 1].
+        label_positions: [number of labels], within the candidates of the sample.
+        label_weights: [number of labels].
+        class_weight, pos_weight: [total], for BCE.
+    """
+
+    ids: Tensor
+    group_offsets: Tensor
+    shared: bool
+    log_weights: Tensor
+    smoothing: Tensor | None
+    label_offsets: Tensor
+    label_positions: Tensor
+    label_weights: Tensor
+    class_weight: Tensor | None = None
+    pos_weight: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Product:
+    """How the logits of the candidates are computed.
+
+    Attributes:
+        scale: of the logits.
+        compute_dtype: of the matrix products; None takes that of the inputs.
+        sparse_grad: row-sparse gradients of weight and bias.
+        bce: binary cross-entropy instead of softmax cross-entropy.
+    """
+
+    scale: float = 1.0
+    compute_dtype: torch.dtype | None = None
+    sparse_grad: bool = False
+    bce: bool = False
+
+    def dtype(self, hidden: Tensor, weight: Tensor) -> torch.dtype:
+        """The dtype of the matrix products."""
+        return self.compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def loss_forward(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor | None, terms: Terms, product: Product
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Loss of each sample [B]; then what :func:`loss_backward` wants: row offsets, gathered rows, logit gradient."""
+    offsets = torch.arange(len(hidden) + 1) * len(terms.ids) if terms.shared else terms.group_offsets
+    logits, rows = _gathered_product(
+        hidden, weight, bias, terms.ids, offsets, columns, terms.shared, product.dtype(hidden, weight)
+    )
+    logits = logits.to(terms.log_weights.dtype).view(-1)
+    if product.scale != 1.0:
+        logits.mul_(product.scale)
+    labels = (terms.label_offsets, terms.label_positions, terms.label_weights)
+    if product.bce:
+        loss = functional.bce_with_logits_(
+            logits, offsets, terms.log_weights, *labels, terms.class_weight, terms.pos_weight
+        )
+    else:
+        loss = functional.softmax_cross_entropy_(logits, offsets, terms.log_weights, terms.smoothing, *labels)
+    return loss, offsets, rows, logits
+
+
+def loss_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    ids: Tensor,
+    row_offsets: Tensor,
+    columns: Tensor | None,
+    rows: Tensor | None,
+    grad_logits: Tensor,
+    product: Product,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of hidden, weight and bias from that of the losses [B]."""
+    if rows is not None:
+        grad_logits = grad_logits.view(len(hidden), len(ids))
+    return _product_backward(
+        grad_logits, grad * product.scale, hidden, weight, bias, ids, row_offsets, columns, rows,
+        needs=needs, product_dtype=product.dtype(hidden, weight), sparse_grad=product.sparse_grad,
+    )  # fmt: skip
 
 
 class _SampledLoss(torch.autograd.Function):
@@ -94,50 +190,19 @@ class _SampledLoss(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        ids: Tensor,
-        group_offsets: Tensor,
         columns: Tensor | None,
-        log_weights: Tensor,
-        smoothing: Tensor | None,
-        label_offsets: Tensor,
-        label_positions: Tensor,
-        label_weights: Tensor,
-        class_weight: Tensor | None,
-        pos_weight: Tensor | None,
-        bce: bool,
-        shared: bool,
-        scale: float,
-        compute_dtype: torch.dtype | None,
-        sparse_grad: bool,
+        terms: Terms,
+        product: Product,
     ) -> Tensor:
-        dtype = log_weights.dtype
-        product_dtype = compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
-        row_offsets = torch.arange(len(hidden) + 1) * len(ids) if shared else group_offsets
-        logits, rows = _gathered_product(hidden, weight, bias, ids, row_offsets, columns, shared, product_dtype)
-        logits = logits.to(dtype)
-        if scale != 1.0:
-            logits.mul_(scale)
-        flat = logits.view(-1)
-        labels = (label_offsets, label_positions, label_weights)
-        if bce:
-            loss = functional.bce_with_logits_(flat, row_offsets, log_weights, *labels, class_weight, pos_weight)
-        else:
-            loss = functional.softmax_cross_entropy_(flat, row_offsets, log_weights, smoothing, *labels)
-        ctx.save_for_backward(hidden, weight, bias, ids, row_offsets, columns, rows, logits)
-        ctx.scale, ctx.product_dtype, ctx.sparse_grad = scale, product_dtype, sparse_grad
+        loss, offsets, rows, grad_logits = loss_forward(hidden, weight, bias, columns, terms, product)
+        ctx.save_for_backward(hidden, weight, bias, terms.ids, offsets, columns, rows, grad_logits)
+        ctx.product = product
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        hidden, weight, bias, ids, row_offsets, columns, rows, grad_logits = ctx.saved_tensors
-        per_sample = grad * ctx.scale
-        if rows is None:
-            per_value = torch.repeat_interleave(per_sample, row_offsets.diff(), output_size=len(ids))
-            grad_logits = grad_logits * per_value
-            per_sample = None
-        operands = (hidden, weight, bias, ids, row_offsets, columns, rows)
-        return (*_product_backward(ctx, grad_logits, per_sample, *operands), *[None] * 15)
+        return (*loss_backward(grad, *ctx.saved_tensors, ctx.product, ctx.needs_input_grad[:3]), None, None, None)
 
 
 class _SampledActivations(torch.autograd.Function):
@@ -147,60 +212,43 @@ class _SampledActivations(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        ids: Tensor,
-        group_offsets: Tensor,
         columns: Tensor | None,
-        shared: bool,
-        compute_dtype: torch.dtype | None,
-        sparse_grad: bool,
+        candidates: Candidates,
+        product: Product,
     ) -> Tensor:
-        product_dtype = compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
-        values, rows = _gathered_product(hidden, weight, bias, ids, group_offsets, columns, shared, product_dtype)
-        ctx.save_for_backward(hidden, weight, bias, ids, group_offsets, columns, rows)
-        ctx.product_dtype, ctx.sparse_grad = product_dtype, sparse_grad
+        ids, offsets, dtype = candidates.ids, candidates.group_offsets, product.dtype(hidden, weight)
+        values, rows = _gathered_product(hidden, weight, bias, ids, offsets, columns, candidates.shared, dtype)
+        ctx.save_for_backward(hidden, weight, bias, ids, offsets, columns, rows)
+        ctx.product, ctx.dtype = product, dtype
         return values
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (*_product_backward(ctx, grad.contiguous(), None, *ctx.saved_tensors), *[None] * 6)
+        gradients = _product_backward(
+            grad.contiguous(), None, *ctx.saved_tensors,
+            needs=ctx.needs_input_grad[:3], product_dtype=ctx.dtype, sparse_grad=ctx.product.sparse_grad,
+        )  # fmt: skip
+        return (*gradients, None, None, None)
 
 
 def sampled_activations(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
+    columns: Tensor | None,
     candidates: Candidates,
-    columns: Tensor | None = None,
-    compute_dtype: torch.dtype | None = None,
-    sparse_grad: bool = False,
+    product: Product,
 ) -> Tensor:
     """``hidden @ weight.T + bias`` for the candidates alone: [B, C] if they are shared, else [total].
 
     Args are those of :func:`sampled_loss`.
     """
-    ids, offsets = candidates.ids, candidates.group_offsets
-    return _SampledActivations.apply(
-        hidden, weight, bias, ids, offsets, columns, candidates.shared, compute_dtype, sparse_grad
-    )
+    return _SampledActivations.apply(hidden, weight, bias, columns, candidates, product)
 
 
 def sampled_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    candidates: Candidates,
-    labels: Labels,
-    *,
-    columns: Tensor | None = None,
-    log_weights: Tensor,
-    smoothing: Tensor | None = None,
-    class_weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
-    bce: bool = False,
-    scale: float = 1.0,
-    compute_dtype: torch.dtype | None = None,
-    sparse_grad: bool = False,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor | None, terms: Terms, product: Product
 ) -> Tensor:
     """Loss of each sample over its candidates, [B], differentiable in hidden, weight and bias.
 
@@ -208,34 +256,8 @@ def sampled_loss(
         hidden: [B, d].
         weight: [N, d].
         bias: [N] or None.
-        candidates: from a Selector.
-        labels: targets of the batch; ``candidates.label_positions`` says where they are.
         columns: the inputs that ``hidden`` has, if not all.
-        log_weights: [total], ``candidates.log_weights`` in the dtype of the loss.
-        smoothing: [total] target weight that every candidate has besides the labels.
-        class_weight, pos_weight: [total], for BCE.
-        bce: binary cross-entropy instead of softmax cross-entropy.
-        scale: of the logits.
-        compute_dtype: of the matrix products; None takes that of the inputs.
-        sparse_grad: row-sparse gradients of weight and bias.
+        terms: candidates, labels and their weights.
+        product: how to multiply.
     """
-    return _SampledLoss.apply(
-        hidden,
-        weight,
-        bias,
-        candidates.ids,
-        candidates.group_offsets,
-        columns,
-        log_weights,
-        smoothing,
-        labels.offsets,
-        candidates.label_positions,
-        labels.weights,
-        class_weight,
-        pos_weight,
-        bce,
-        candidates.shared,
-        scale,
-        compute_dtype,
-        sparse_grad,
-    )
+    return _SampledLoss.apply(hidden, weight, bias, columns, terms, product)

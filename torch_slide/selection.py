@@ -6,8 +6,10 @@ live in one op (csrc/core/select.h).
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +69,15 @@ def register_selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
     return add
 
 
+_numbers = itertools.count()
+_live: weakref.WeakValueDictionary[int, Selector] = weakref.WeakValueDictionary()
+
+
+def live_selector(number: int) -> Selector:
+    """The selector of that number in this process, for graphs that can hold numbers only."""
+    return _live[number]
+
+
 class Selector:
     """Picks candidates and keeps the clock of its layer. The base class draws uniformly and is the control.
 
@@ -82,7 +93,7 @@ class Selector:
         self, in_features: int, out_features: int, config: LSHConfig, state: dict[str, Tensor] | None = None
     ) -> None:
         self.in_features, self.out_features, self.config = in_features, out_features, config
-        self.recipe = config.to_json()
+        self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state() if state is None else state
 
@@ -92,6 +103,17 @@ class Selector:
             "counters": torch.zeros(6, dtype=torch.int64),
             "timers": torch.zeros(2, dtype=torch.float64),
         }
+
+    def _register(self) -> None:
+        self.number = next(_numbers)
+        _live[self.number] = self
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_recent_draws": OrderedDict()}
+
+    def __setstate__(self, attributes: dict[str, object]) -> None:
+        self.__dict__.update(attributes)
+        self._register()
 
     def draw(self, hidden: Tensor) -> Tensor:
         """The current draw, int64 []: everything random about a selection follows from it and the seed.
@@ -149,7 +171,7 @@ class Selector:
         clock, timers = self.state["clock"], self.state["timers"]
         _, draws, rehashes, _, _ = clock.tolist()
         started = time.perf_counter()
-        self._refresh(weight.detach(), None if bias is None else bias.detach(), rehashes)
+        self._refresh(weight, bias, rehashes)
         timers[0] += time.perf_counter() - started
         clock[_REHASHES] += 1
         clock[_NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
@@ -253,8 +275,19 @@ class LSHSelector(Selector):
         return self.tables.state
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
+        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
+        parameters = [weight] if bias is None else [weight, bias]
+        changed = dirty.take_all(parameters, consumer=self)
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
+        try:
+            self._rebuild(weight, bias, changed, rehashes)
+        except BaseException:
+            dirty.forget(parameters, consumer=self)
+            raise
+
+    def _rebuild(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
         redraw_every = self.config.rehash.redraw_every
-        changed = dirty.take_all([weight] if bias is None else [weight, bias])
         if rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0):
             self.tables.build(weight, bias, seed=self.config.seed + rehashes)
         elif changed is None:

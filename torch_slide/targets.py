@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,10 +29,14 @@ class Labels:
     weights: Tensor
     denominator: Tensor
 
+    def scaled(self, factor: float) -> Labels:
+        """The same labels with smaller or larger weights."""
+        return replace(self, weights=self.weights * factor)
+
 
 def _check_range(ids: Tensor, num_classes: int, op: str) -> None:
-    if torch.compiler.is_compiling() or len(ids) == 0:
-        return  # in a graph the op checks alone
+    if len(ids) == 0:
+        return
     bad = ((ids < 0) | (ids >= num_classes)).nonzero()
     if len(bad):
         place = int(bad[0])
@@ -91,9 +95,11 @@ def from_lists(
                 f"{op}: expected target ids and offsets to be int64 vectors, got {ids.dtype} {tuple(ids.shape)} and "
                 f"{offsets.dtype} {tuple(offsets.shape)}"
             )
+        if len(offsets) == num_samples:  # as nn.EmbeddingBag has it
+            offsets = torch.cat([offsets, offsets.new_tensor([len(ids)])])
         if len(offsets) != num_samples + 1:
             raise ValueError(
-                f"{op}: expected target offsets to be of length {num_samples + 1} (samples + 1), got {len(offsets)}"
+                f"{op}: expected target offsets to be of length {num_samples} or {num_samples + 1}, got {len(offsets)}"
             )
         if offsets[0] != 0 or offsets[-1] != len(ids) or bool((offsets.diff() < 0).any()):
             raise ValueError(

@@ -89,7 +89,7 @@ void winner_codes(const Bins& bins, const float* x, size_t n, size_t d, int32_t*
     const size_t rows = std::min(kLanes, n - begin);
     round.load(x + begin * d, rows, d);
     round.find_winners();
-    for (size_t bin = 0; bins.detours != nullptr && bin < bins.num_bins; ++bin)
+    for (size_t bin = 0; bins.densified && bin < bins.num_bins; ++bin)
       for (size_t lane = 0; lane < rows; ++lane)
         if (round.empty(bin, lane)) round.winner(bin, lane) = round.winner(round.donor(bin, lane), lane);
     round.pack(rows, codes + begin * bins.num_tables);

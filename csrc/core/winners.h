@@ -15,7 +15,8 @@ struct Bins {
   const int32_t* coordinates;  // [num_bins, kBinSize]
   size_t num_bins;
   size_t num_tables;
-  const int32_t* detours;  // [num_bins, num_detours]: where an empty bin looks for a winner, or nullptr to let it be
+  bool densified;          // whether an empty bin borrows a winner
+  const int32_t* detours;  // [num_bins, num_detours]: the bins that it asks first
   size_t num_detours;
 };
 

@@ -6,8 +6,12 @@ TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma")
 #define TS_ISA isa_avx512bf16
 #include "kernels/simd_avx512bf16.h"
 
+#include "kernels/partial.h"
+
 #include "kernels/loops.inl"
 #include "kernels/loops_hash.inl"
+#include "kernels/loops_loss.inl"
+#include "kernels/loops_sampled.inl"
 #include "kernels/loops_rows.inl"
 TS_TARGET_END
 
@@ -18,6 +22,9 @@ const Kernels kernels_avx512bf16{
     TS_ISA::squared_norm,
     TS_ISA::dot_bf16,
     {TS_ISA::project, TS_ISA::above, TS_ISA::bin_argmax},
+    TS_ISA::loss_kernels,
+    TS_ISA::sampled_kernels<float>,
+    TS_ISA::sampled_kernels<uint16_t>,
     {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::sum_entries},
 };
 }  // namespace ts

@@ -7,6 +7,8 @@
 #include <string>
 
 #include "kernels/hash_kernels.h"
+#include "kernels/loss_kernels.h"
+#include "kernels/sampled_kernels.h"
 #include "kernels/row_kernels.h"
 
 namespace ts {
@@ -22,6 +24,9 @@ struct Kernels {
   float (*dot_bf16)(const uint16_t* a, const uint16_t* b, size_t n);
 
   HashKernels hash;
+  LossKernels loss;
+  SampledKernels<float> sampled;
+  SampledKernels<uint16_t> sampled_bf16;
   RowKernels rows;
 };
 

@@ -5,8 +5,12 @@
 #include "kernels/simd_scalar.h"
 #include "kernels/widen_bf16.h"
 
+#include "kernels/partial.h"
+
 #include "kernels/loops.inl"
 #include "kernels/loops_hash.inl"
+#include "kernels/loops_loss.inl"
+#include "kernels/loops_sampled.inl"
 #include "kernels/loops_rows.inl"
 
 namespace ts {
@@ -16,6 +20,9 @@ const Kernels kernels_scalar{
     TS_ISA::squared_norm,
     TS_ISA::dot_bf16,
     {TS_ISA::project, TS_ISA::above, TS_ISA::bin_argmax},
+    TS_ISA::loss_kernels,
+    TS_ISA::sampled_kernels<float>,
+    TS_ISA::sampled_kernels<uint16_t>,
     {TS_ISA::adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::sum_entries},
 };
 }  // namespace ts

@@ -40,6 +40,11 @@ template <>
 constexpr ScalarType scalar_type_of<uint8_t>() {
   return ScalarType::Byte;
 }
+// Kernels take bfloat16 as uint16_t; torch's own uint16 has no use here.
+template <>
+constexpr ScalarType scalar_type_of<uint16_t>() {
+  return ScalarType::BFloat16;
+}
 
 // std::invalid_argument reaches Python as ValueError. Called before any parallel region: an exception thrown inside
 // one loses its message.

@@ -41,8 +41,12 @@ Bins bins_of(const Tensor& x, const Tensor& bins, const std::optional<Tensor>& d
   require(bins.dim() == 2 && bins.size(0) > 0 && bins.size(1) == kBinSize, op, "bins", "[num_bins, 8]");
   require(num_tables >= 1 && bins.size(0) % num_tables == 0, op, "bins", "as many for every table");
   require_indices(bins, x.size(1), op, "bins");
-  Bins view{data<int32_t>(bins, op, "bins"), static_cast<size_t>(bins.size(0)), static_cast<size_t>(num_tables),
-            nullptr, 0};
+  Bins view{data<int32_t>(bins, op, "bins"),
+            static_cast<size_t>(bins.size(0)),
+            static_cast<size_t>(num_tables),
+            detours.has_value(),
+            nullptr,
+            0};
   if (detours.has_value()) {
     require(detours->dim() == 2 && detours->size(0) == bins.size(0), op, "detours", "[num_bins, any]");
     require_indices(*detours, bins.size(0), op, "detours");

@@ -47,16 +47,16 @@ def batches(dataset: Dataset[BatchT], batch_size: int, order: Tensor | None = No
 
 
 def take_spans(starts: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions inside the spans [starts, ends) one after another, and where each span begins among them.
+    """Positions inside the spans [starts, ends) one after another, and where each span begins and ends among them.
 
     Args:
         starts: first position of every span, int64 [B].
         ends: position behind the last one, int64 [B].
 
     Returns:
-        positions, int64 [total length], and offsets, int64 [B] (as nn.EmbeddingBag takes them).
+        positions, int64 [total length], and offsets, int64 [B + 1]: those of span i are ``offsets[i]:offsets[i + 1]``.
     """
     lengths = ends - starts
-    offsets = torch.cumsum(lengths, 0) - lengths
-    positions = torch.arange(int(lengths.sum())) + torch.repeat_interleave(starts - offsets, lengths)
+    offsets = torch.cat([lengths.new_zeros(1), torch.cumsum(lengths, 0)])
+    positions = torch.arange(int(offsets[-1])) + torch.repeat_interleave(starts - offsets[:-1], lengths)
     return positions, offsets

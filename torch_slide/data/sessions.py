@@ -19,10 +19,10 @@ _ITEM = re.compile(rb"[0-9]{1,18}")
 
 
 class NextItemBatch(NamedTuple):
-    """What was seen, as nn.EmbeddingBag takes it, and what came next."""
+    """What was seen, as nn.EmbeddingBag(include_last_offset=True) takes it, and what came next."""
 
     ids: Tensor  # int64 [items of all contexts], oldest first
-    offsets: Tensor  # int64 [B]
+    offsets: Tensor  # int64 [B + 1]
     last: Tensor  # int64 [B], the last item of every context
     targets: Tensor  # int64 [B]
 

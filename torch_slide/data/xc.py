@@ -24,13 +24,13 @@ _INTEGER = re.compile(rb"[0-9]{1,18}")
 
 
 class XCBatch(NamedTuple):
-    """Points as nn.EmbeddingBag and ``ts.cross_entropy`` take them."""
+    """Points as nn.EmbeddingBag(include_last_offset=True) and ``ts.cross_entropy`` take them."""
 
     ids: Tensor  # int64 [features of all points]
-    offsets: Tensor  # int64 [B]
+    offsets: Tensor  # int64 [B + 1]
     values: Tensor  # float32 [features of all points]
     label_ids: Tensor  # int64 [labels of all points]
-    label_offsets: Tensor  # int64 [B]
+    label_offsets: Tensor  # int64 [B + 1]
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,10 @@ def parser() -> argparse.ArgumentParser:
     )
     training.add_argument("--batch-size", type=_positive_int, default=512, metavar="N", help="(default: 512)")
     training.add_argument(
-        "--lr", type=_positive_float, default=1e-3, metavar="X", help="learning rate (default: 0.001)"
+        "--lr", type=_positive_float, default=5e-3, metavar="X", help="learning rate (default: 0.005)"
     )
     training.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of weights, data order, hashes (default: 0)"
+        "--seed", type=_seed, default=0, metavar="N", help="of weights, data order, hashes (default: 0)"
     )
     training.add_argument("--threads", type=_positive_int, metavar="N", help="(default: as torch chooses)")
 
@@ -126,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.checkpoint:
             args.checkpoint.mkdir(parents=True, exist_ok=True)
     except (ValueError, OSError) as error:
-        print(f"torch_slide.train: {error}", file=sys.stderr)
+        print(f"torch_slide.train: {_reason(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"torch_slide.train: stopped{how}", file=sys.stderr)
         return 130
     except (FloatingPointError, OSError) as error:
-        print(f"torch_slide.train: {error}", file=sys.stderr)
+        print(f"torch_slide.train: {_reason(error)}", file=sys.stderr)
         return 1
     _print_table(results)
     if args.json:
@@ -264,6 +264,12 @@ def _print_table(results: dict[str, Any]) -> None:
         print(f"a sparse step is {results['dense']['step_ms'] / results['sparse']['step_ms']:.1f} times faster")
 
 
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {
         name: str(value) if isinstance(value, Path) or value == math.inf else value
@@ -285,6 +291,13 @@ def _positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return value
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected between 0 and 2**63 - 1, got {text}")
     return value
 
 

@@ -41,10 +41,10 @@ def precision_at(top: Tensor, label_ids: Tensor, label_offsets: Tensor, k: int) 
     Args:
         top: outputs by falling logit, int64 [B, k or more].
         label_ids: labels of all points, int64 [labels].
-        label_offsets: where each point's labels begin, int64 [B].
+        label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
         k: how many outputs to look at; it divides even where there are fewer labels.
     """
-    counts = torch.diff(label_offsets, append=label_offsets.new_tensor([len(label_ids)]))
+    counts = label_offsets.diff()
     num_outputs = int(max(top.max(), label_ids.max() if len(label_ids) else 0)) + 1
     point = torch.arange(len(counts))
     labels = torch.repeat_interleave(point, counts) * num_outputs + label_ids

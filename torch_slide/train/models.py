@@ -25,7 +25,9 @@ class BagOfFeatures(nn.Module):
 
     def __init__(self, num_features: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(num_features, head.in_features, mode="sum", sparse=sparse_embedding)
+        self.embedding = nn.EmbeddingBag(
+            num_features, head.in_features, mode="sum", sparse=sparse_embedding, include_last_offset=True
+        )
         self.bias = nn.Parameter(torch.zeros(head.in_features))
         self.head = head
 
@@ -49,7 +51,9 @@ class NextItem(nn.Module):
 
     def __init__(self, num_items: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
         super().__init__()
-        self.session = nn.EmbeddingBag(num_items, head.in_features, mode="mean", sparse=sparse_embedding)
+        self.session = nn.EmbeddingBag(
+            num_items, head.in_features, mode="mean", sparse=sparse_embedding, include_last_offset=True
+        )
         self.last = nn.Embedding(num_items, head.in_features, sparse=sparse_embedding)
         self.bias = nn.Parameter(torch.zeros(head.in_features))
         self.head = head
@@ -111,12 +115,12 @@ def dense_multilabel_cross_entropy(hidden: Tensor, head: nn.Linear, label_ids: T
         hidden: [B, in_features].
         head: the output layer.
         label_ids: labels of all points, int64 [labels]; every point has one at least.
-        label_offsets: where each point's labels begin, int64 [B].
+        label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
     """
-    counts = torch.diff(label_offsets, append=label_offsets.new_tensor([len(label_ids)]))
+    counts, first = label_offsets.diff(), label_offsets[:-1]
     point = torch.repeat_interleave(torch.arange(len(counts)), counts)
     label_logits = (hidden[point] * F.embedding(label_ids, head.weight)).sum(1) + head.bias[label_ids]
-    first_logits = label_logits[label_offsets]
+    first_logits = label_logits[first]
     mean_logits = torch.zeros_like(first_logits).index_add(0, point, label_logits / counts[point])
-    to_first = dense_cross_entropy(hidden, head, label_ids[label_offsets])
+    to_first = dense_cross_entropy(hidden, head, label_ids[first])
     return to_first + (first_logits - mean_logits).mean()

@@ -1,0 +1,54 @@
+# `make demo` and `make test` work as the first command: they make .venv, install what is pinned, build and go.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help demo test test-all lint format typecheck wheel sanitize bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	touch $@
+
+demo: $(VENV)/.built  ## train dense and sparse next-token models side by side (6 minutes), table and plot
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.built  ## the tests, without those marked slow
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/.built  ## all tests
+	$(PYTEST)
+
+lint: $(VENV)/.built  ## ruff, mypy and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+
+format: $(VENV)/.installed  ## formats Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*/*)
+
+wheel: $(VENV)/.installed  ## an abi3 wheel in dist/, installed into an empty environment and tried
+	rm -rf dist build
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
+	tests/wheel_smoke.sh $(BIN)/python dist/*.whl
+
+sanitize: $(VENV)/.installed  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	tests/sanitize.sh $(BIN)/python
+
+bench: $(VENV)/.built  ## training steps against the best dense ones
+	$(BIN)/python benchmarks/training_step.py
+
+clean:  ## removes what was built
+	rm -rf build dist *.egg-info torch_slide/*.so $(VENV)/.built

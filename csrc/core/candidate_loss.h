@@ -1,0 +1,35 @@
+// Losses of one sample over its candidates. The logits are replaced by their gradient: a second array of that size
+// would cost more than all the arithmetic.
+#pragma once
+#include <cstdint>
+
+namespace ts {
+
+// One sample's candidates; pointers to `size` elements each.
+template <typename T>
+struct Candidates {
+  T* logits;             // replaced by d loss / d logits
+  const T* log_weights;  // log of how many neurons a candidate stands for; 0 for the certain ones
+  int64_t size;
+};
+
+template <typename T>
+struct RowLabels {
+  const int64_t* positions;  // within the candidates
+  const T* values;           // shares of the target distribution, or for BCE the targets
+  int64_t size;
+};
+
+// s * log sum_j exp(z_j + a_j) - sum_j T_j z_j, where T are the labels' shares plus smoothing (may be null) and s is
+// their sum. Labels may repeat: their shares add up. A row without labels, or with s = 0, is ignored: loss and gradient
+// are exactly 0, whatever the logits.
+template <typename T>
+T softmax_cross_entropy(const Candidates<T>& row, const T* smoothing, const RowLabels<T>& labels);
+
+// sum_j e^a_j w_j [(1 - t_j) softplus(z_j) + p_j t_j softplus(-z_j)], with t = 0 but at the labels, whose positions
+// are distinct, and w (class_weight) or p (pos_weight) all ones where null. scratch has room for labels.size elements.
+template <typename T>
+T bce_with_logits(const Candidates<T>& row, const RowLabels<T>& labels, const T* class_weight, const T* pos_weight,
+                  T* scratch);
+
+}  // namespace ts

@@ -1,0 +1,58 @@
+// Checks that several ops share. They run before anything is changed, and outside parallel regions.
+#pragma once
+#include <string>
+
+#include "ops/common.h"
+
+namespace ts {
+
+template <typename Exception = std::invalid_argument>
+[[noreturn]] void reject(const char* op, const char* argument, const std::string& requirement,
+                         const std::string& actual) {
+  throw Exception(std::string(op) + ": expected " + argument + " to be " + requirement + ", got " + actual);
+}
+
+inline std::string shape_of(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i > 0 ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+inline void require_shape(const Tensor& tensor, std::initializer_list<int64_t> sizes, const char* op,
+                          const char* argument) {
+  bool same = tensor.dim() == static_cast<int64_t>(sizes.size());
+  std::string wanted;
+  int64_t dim = 0;
+  for (const int64_t size : sizes) {
+    same = same && tensor.size(dim) == size;
+    wanted += (dim++ > 0 ? ", " : "") + std::to_string(size);
+  }
+  if (!same) reject(op, argument, "of shape [" + wanted + "]", shape_of(tensor));
+}
+
+// Offsets of consecutive lists over `total` elements: int64 [lists + 1], ascending from 0 to total.
+inline const int64_t* checked_offsets(const Tensor& tensor, int64_t total, const char* op, const char* argument) {
+  const int64_t* const offsets = data<int64_t>(tensor, op, argument);
+  const int64_t last = tensor.numel() - 1;
+  if (tensor.dim() != 1 || last < 0) reject(op, argument, "a vector of at least one offset", shape_of(tensor));
+  if (offsets[0] != 0) reject(op, argument, "ascending from 0", std::to_string(offsets[0]) + " at first");
+  for (int64_t i = 0; i < last; ++i)
+    if (offsets[i] > offsets[i + 1])
+      reject(op, argument, "ascending",
+             std::to_string(offsets[i]) + " before " + std::to_string(offsets[i + 1]) + " at " + std::to_string(i));
+  if (offsets[last] != total) reject(op, argument, "ending at " + std::to_string(total), std::to_string(offsets[last]));
+  return offsets;
+}
+
+// Numbers in [0, bound).
+inline const int64_t* checked_indices(const Tensor& tensor, int64_t bound, const char* op, const char* argument) {
+  const int64_t* const indices = data<int64_t>(tensor, op, argument);
+  if (tensor.dim() != 1) reject(op, argument, "a vector", shape_of(tensor));
+  for (int64_t i = 0; i < tensor.numel(); ++i)
+    if (indices[i] < 0 || indices[i] >= bound)
+      reject<std::out_of_range>(op, argument, "in [0, " + std::to_string(bound) + ")",
+                                std::to_string(indices[i]) + " at " + std::to_string(i));
+  return indices;
+}
+
+}  // namespace ts
