@@ -43,8 +43,8 @@ def check_grad(name: str, param: Tensor) -> None:
 def lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
     """Zeros of the dtype and device of ``like`` that take physical memory only where they are written.
 
-    torch.zeros writes every page. NumPy asks the system for zero pages, huge ones where it gives them, which also
-    makes random rows cheaper to reach.
+    torch.zeros writes every page. NumPy asks the system for zero pages, and for huge ones where it gives them: random
+    rows are cheaper to reach there, but a few hundred of them already bring in most of the memory.
     """
     if like.device.type != "cpu":
         return torch.zeros(shape, dtype=like.dtype, device=like.device)

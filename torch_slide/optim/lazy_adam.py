@@ -23,7 +23,8 @@ class LazyAdam(RowOptimizer):
     moment is corrected, Adam after; this one follows Adam.)
 
     State: ``step``, ``exp_avg``, ``exp_avg_sq``, as torch.optim.Adam's, whose state_dict (without amsgrad) loads here
-    and the other way round. The moments take physical memory only for pages that hold rows that ever had a gradient.
+    and the other way round. The moments take physical memory only for pages that hold a row that ever had a gradient
+    (where the system gives huge pages of 2 MiB, random rows soon reach them all).
 
     Args:
         params: parameters, named parameters or dicts of groups.
