@@ -10,24 +10,23 @@ struct KeyValue {
   uint32_t key, value;
 };
 
-constexpr int kDigitBits = 9;
-constexpr int64_t kDigits = int64_t{1} << kDigitBits;
+// Passes over digits of equal width, as few as leave room for a block's counts in the first-level cache.
+struct RadixPlan {
+  explicit RadixPlan(int64_t num_keys);
 
-// Passes that keys below num_keys need.
-inline int radix_passes(int64_t num_keys) {
-  int passes = 1;
-  while (num_keys > int64_t{1} << (passes * kDigitBits)) ++passes;
-  return passes;
-}
+  int64_t digits() const { return int64_t{1} << bits; }
 
-// counts [kDigits]: how often each digit of this pass occurs among the n items.
-void count_digits(const KeyValue* items, int64_t n, int pass, int64_t* counts);
+  int passes, bits;
+};
 
-// Turns the counts of all blocks, [num_blocks, kDigits], into the place where each block's first item of each digit
+// counts [digits]: how often each digit of this pass occurs among the n items.
+void count_digits(const RadixPlan& plan, const KeyValue* items, int64_t n, int pass, int64_t* counts);
+
+// Turns the counts of all blocks, [num_blocks, digits], into the place where each block's first item of each digit
 // goes.
-void digit_places(int64_t* counts, int64_t num_blocks);
+void digit_places(const RadixPlan& plan, int64_t* counts, int64_t num_blocks);
 
 // Moves the n items of one block to their places, which are used up.
-void move_by_digit(const KeyValue* items, int64_t n, int pass, int64_t* places, KeyValue* to);
+void move_by_digit(const RadixPlan& plan, const KeyValue* items, int64_t n, int pass, int64_t* places, KeyValue* to);
 
 }  // namespace ts

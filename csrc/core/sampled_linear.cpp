@@ -1,7 +1,7 @@
 #include "core/sampled_linear.h"
 
 #include <algorithm>
-#include <vector>
+#include <numeric>
 
 #include "core/bfloat16.h"
 #include "kernels/kernels.h"
@@ -69,11 +69,11 @@ void sampled_dots(const SampledView<Value, Row>& view, const Row* bias, int64_t 
 }
 
 void list_uses(const int64_t* row_offsets, int64_t num_samples, const int64_t* ids, int64_t begin, int64_t end,
-               uint32_t* samples, KeyValue* uses) {
+               int64_t* samples, KeyValue* uses) {
   int64_t sample = sample_of(row_offsets, num_samples, begin);
   for (int64_t k = begin; k < end; ++k) {
     while (k >= row_offsets[sample + 1]) ++sample;
-    samples[k] = static_cast<uint32_t>(sample);
+    samples[k] = sample;
     uses[k] = {static_cast<uint32_t>(ids[k]), static_cast<uint32_t>(k)};
   }
 }
@@ -93,25 +93,17 @@ template <typename Value, typename Row>
 void sampled_gradients(const SampledView<Value, Row>& view, const SampledUses<Value>& uses, int64_t begin, int64_t end,
                        int64_t* rows, Value* grad_rows, Value* grad_bias, Value* grad_hidden) {
   const int64_t d = view.width;
-  std::vector<int64_t> samples;
-  std::vector<Value> gradients;
-  for (int64_t at = begin; at < end;) {
-    const uint32_t id = uses.sorted[at].key;
-    samples.clear();
-    gradients.clear();
-    Value bias = 0;
-    for (; at < end && uses.sorted[at].key == id; ++at) {
-      const uint32_t k = uses.sorted[at].value;
-      samples.push_back(uses.samples[k]);
-      gradients.push_back(uses.grad_values[k]);
-      bias += uses.grad_values[k];
-      if (at + kRowsAhead < end) prefetch_row(view.weight + uses.sorted[at + kRowsAhead].key * d, d);
-    }
+  while (begin < end) {
+    const int64_t id = uses.sorted[begin].key, stop = next_key(uses.sorted, end, begin + 1);
+    for (int64_t ahead = begin + kRowsAhead; ahead < std::min(stop + kRowsAhead, end); ++ahead)
+      if (uses.sorted[ahead].key != uses.sorted[ahead - 1].key)
+        prefetch_row(view.weight + uses.sorted[ahead].key * d, d);
+    row_gradients(view.weight + id * d, view.hidden, d, uses.samples + begin, uses.gradients + begin, stop - begin,
+                  grad_rows, grad_hidden);
     *rows++ = id;
-    *grad_bias++ = bias;
-    row_gradients(view.weight + id * d, view.hidden, d, samples.data(), gradients.data(),
-                  static_cast<int64_t>(samples.size()), grad_rows, grad_hidden);
+    *grad_bias++ = std::accumulate(uses.gradients + begin, uses.gradients + stop, Value(0));
     grad_rows += d;
+    begin = stop;
   }
 }
 

@@ -23,23 +23,23 @@ void sampled_dots(const SampledView<Value, Row>& view, const Row* bias, int64_t 
 
 // samples[k] = the sample of k, and uses[k] = (ids[k], k), for k in [begin, end).
 void list_uses(const int64_t* row_offsets, int64_t num_samples, const int64_t* ids, int64_t begin, int64_t end,
-               uint32_t* samples, KeyValue* uses);
+               int64_t* samples, KeyValue* uses);
 
 // The first index >= at where a new key starts in uses [n], sorted by key.
 int64_t next_key(const KeyValue* uses, int64_t n, int64_t at);
 
 int64_t count_keys(const KeyValue* uses, int64_t begin, int64_t end);
 
-// Everything that the gradient step reads besides the view.
+// The uses by ascending row, those of one row by ascending k.
 template <typename Value>
 struct SampledUses {
-  const KeyValue* sorted;    // [nnz]: (id, k), ascending
-  const uint32_t* samples;   // [nnz], by k
-  const Value* grad_values;  // [nnz], by k
+  const KeyValue* sorted;
+  const int64_t* samples;
+  const Value* gradients;
 };
 
-// Gradients of the rows used in uses.sorted[begin:end], which holds all uses of each. rows, grad_rows and grad_bias
-// start at the first of these rows and are overwritten, grad_hidden [B, d] is added to.
+// Gradients of the rows in uses.sorted[begin:end], which holds all uses of each. rows, grad_rows and grad_bias start at
+// the first of these rows and are overwritten, grad_hidden [B, d] is added to.
 template <typename Value, typename Row>
 void sampled_gradients(const SampledView<Value, Row>& view, const SampledUses<Value>& uses, int64_t begin, int64_t end,
                        int64_t* rows, Value* grad_rows, Value* grad_bias, Value* grad_hidden);

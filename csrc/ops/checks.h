@@ -48,7 +48,8 @@ inline const int64_t* checked_offsets(const Tensor& tensor, int64_t total, const
 inline const int64_t* checked_indices(const Tensor& tensor, int64_t bound, const char* op, const char* argument) {
   const int64_t* const indices = data<int64_t>(tensor, op, argument);
   if (tensor.dim() != 1) reject(op, argument, "a vector", shape_of(tensor));
-  for (int64_t i = 0; i < tensor.numel(); ++i)
+  const int64_t num = tensor.numel();
+  for (int64_t i = 0; i < num; ++i)
     if (indices[i] < 0 || indices[i] >= bound)
       reject<std::out_of_range>(op, argument, "in [0, " + std::to_string(bound) + ")",
                                 std::to_string(indices[i]) + " at " + std::to_string(i));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "ops/checks.h"
@@ -45,6 +46,15 @@ Tensor forward(const Tensor& hidden, const Tensor& weight, const std::optional<T
   return values;
 }
 
+// Memory that nobody has cleared.
+template <typename T>
+using Scratch = std::unique_ptr<T[]>;
+
+template <typename T>
+Scratch<T> scratch(int64_t size) {
+  return Scratch<T>(new T[static_cast<size_t>(size)]);
+}
+
 // [parts + 1] boundaries of n elements.
 std::vector<int64_t> split(int64_t n, int64_t parts) {
   std::vector<int64_t> bounds(static_cast<size_t>(parts) + 1);
@@ -55,16 +65,18 @@ std::vector<int64_t> split(int64_t n, int64_t parts) {
 // Sorts by key; other has the same room. Returns where the result lies.
 KeyValue* sort_uses(KeyValue* uses, KeyValue* other, const std::vector<int64_t>& blocks, int64_t num_keys) {
   const int64_t num_blocks = static_cast<int64_t>(blocks.size()) - 1;
-  std::vector<int64_t> places(static_cast<size_t>(num_blocks * kDigits));
-  for (int pass = 0; pass < radix_passes(num_keys); ++pass) {
+  const RadixPlan plan(num_keys);
+  std::vector<int64_t> places(static_cast<size_t>(num_blocks * plan.digits()));
+  for (int pass = 0; pass < plan.passes; ++pass) {
     torch::stable::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
-        count_digits(uses + blocks[b], blocks[b + 1] - blocks[b], pass, places.data() + b * kDigits);
+        count_digits(plan, uses + blocks[b], blocks[b + 1] - blocks[b], pass, places.data() + b * plan.digits());
     });
-    digit_places(places.data(), num_blocks);
+    digit_places(plan, places.data(), num_blocks);
     torch::stable::parallel_for(0, num_blocks, 1, [&](int64_t begin, int64_t end) {
       for (int64_t b = begin; b < end; ++b)
-        move_by_digit(uses + blocks[b], blocks[b + 1] - blocks[b], pass, places.data() + b * kDigits, other);
+        move_by_digit(plan, uses + blocks[b], blocks[b + 1] - blocks[b], pass, places.data() + b * plan.digits(),
+                      other);
     });
     std::swap(uses, other);
   }
@@ -93,12 +105,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_values, c
 
   const int64_t chunks = num_chunks(nnz, view.num_samples);
   std::vector<int64_t> bounds = split(nnz, chunks);
-  std::vector<uint32_t> samples(static_cast<size_t>(nnz));
-  std::vector<KeyValue> uses(static_cast<size_t>(nnz)), other(static_cast<size_t>(nnz));
+  const Scratch<KeyValue> uses = scratch<KeyValue>(nnz), other = scratch<KeyValue>(nnz);
+  const Scratch<int64_t> samples = scratch<int64_t>(nnz), sorted_samples = scratch<int64_t>(nnz);
+  const Scratch<Value> sorted_gradients = scratch<Value>(nnz);
   torch::stable::parallel_for(0, nnz, kGrain, [&](int64_t begin, int64_t end) {
-    list_uses(view.row_offsets, view.num_samples, view.ids, begin, end, samples.data(), uses.data());
+    list_uses(view.row_offsets, view.num_samples, view.ids, begin, end, samples.get(), uses.get());
   });
-  const KeyValue* const sorted = sort_uses(uses.data(), other.data(), bounds, weight.size(0));
+  const KeyValue* const sorted = sort_uses(uses.get(), other.get(), bounds, weight.size(0));
+  torch::stable::parallel_for(0, nnz, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      sorted_samples[i] = samples[sorted[i].value];
+      sorted_gradients[i] = gradients[sorted[i].value];
+    }
+  });
 
   for (int64_t& bound : bounds) bound = next_key(sorted, nnz, bound);
   std::vector<int64_t> first_row(bounds.size(), 0);
@@ -119,9 +138,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad_values, c
   torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       std::fill_n(partials + c * hidden_size, hidden_size, Value(0));
-      sampled_gradients(view, SampledUses<Value>{sorted, samples.data(), gradients}, bounds[c], bounds[c + 1],
-                        row_ids + first_row[c], row_gradients + first_row[c] * d, bias_gradients + first_row[c],
-                        partials + c * hidden_size);
+      sampled_gradients(view, SampledUses<Value>{sorted, sorted_samples.get(), sorted_gradients.get()}, bounds[c],
+                        bounds[c + 1], row_ids + first_row[c], row_gradients + first_row[c] * d,
+                        bias_gradients + first_row[c], partials + c * hidden_size);
     }
   });
   torch::stable::parallel_for(0, hidden_size, kGrain, [&](int64_t begin, int64_t end) {
