@@ -220,7 +220,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("runs/demo.png"), metavar="PNG", help="(default: runs/demo.png)")
     p.add_argument("--batch-size", type=int, default=512, metavar="N", help="(default: 512)")
     p.add_argument("--hidden", type=int, default=128, metavar="N", help="hidden units (default: 128)")
-    p.add_argument("--lr", type=float, default=2e-3, metavar="X", help="learning rate of both (default: 0.002)")
+    p.add_argument("--lr", type=float, default=5e-3, metavar="X", help="learning rate of both (default: 0.005)")
     p.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and data order (default: 0)")
     p.add_argument(
         "--samples", type=int, default=4096, metavar="N", help="held-out words to measure on (default: 4096)"

@@ -191,6 +191,7 @@ def test_xc_batches_and_normalized(tmp_path):
     assert read.normalized().values.tolist() == pytest.approx([0.6, 0.8, 1, 0])
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(0, 5), max_size=6), seed=st.integers(0, 99))
 def test_take_spans(lengths, seed):
     starts = torch.randint(0, 50, (len(lengths),), generator=torch.Generator().manual_seed(seed))
@@ -200,6 +201,7 @@ def test_take_spans(lengths, seed):
     assert offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
 
 
+@settings(deadline=None)
 @given(length=st.integers(0, 30), batch_size=st.integers(1, 9), first=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_batches_resume_where_they_stopped(length, batch_size, first, epoch):
     problem = data.planted_labels(max(length, 1), 20, 20, seed=1)
