@@ -14,12 +14,12 @@ import common
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_slide.train import problems
-from torch_slide.train.models import dense_cross_entropy
-from torch_slide.train.problems import Problem
 
 import torch_slide as ts
 from torch_slide import data
+from torch_slide.train import problems
+from torch_slide.train.models import dense_cross_entropy
+from torch_slide.train.problems import Problem
 
 FILES = {
     "web-links": ("train.txt.xz", "test.txt.xz"),

@@ -47,8 +47,8 @@ def _choose(
         terms = losses.terms_of(source, hidden, labels, smoothing=label_smoothing, weight=class_weight)
     smoothing = torch.zeros(0) if terms.smoothing is None else terms.smoothing
     return (
-        terms.ids, terms.group_offsets.clone(), terms.log_weights.clone(), smoothing.clone(), terms.label_offsets.clone(),
-        terms.label_positions, terms.label_weights.clone(), labels.denominator.clone(),
+        terms.ids, terms.group_offsets.clone(), terms.log_weights.clone(), smoothing.clone(),
+        terms.label_offsets.clone(), terms.label_positions, terms.label_weights.clone(), labels.denominator.clone(),
     )  # fmt: skip
 
 
@@ -163,7 +163,8 @@ def _candidate_loss_backward(
         grad, hidden, weight, bias, ids, offsets, None, rows if shared else None, grad_logits, product, needs
     )
     grad_hidden, grad_weight, grad_bias = found
-    assert grad_hidden is not None and grad_weight is not None
+    assert grad_hidden is not None
+    assert grad_weight is not None
     return grad_hidden, grad_weight, grad_weight.new_empty(0) if grad_bias is None else grad_bias
 
 

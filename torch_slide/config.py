@@ -201,9 +201,10 @@ class LSHConfig:
         if self.selector == "lsh":
             lines += [
                 f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "
-                f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a bucket "
-                f"({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query",
-                f"  rehash after {self.rehash.every} steps, then every {self.rehash.every} * exp({self.rehash.growth} t)",
+                f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a "
+                f"bucket ({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query",
+                f"  rehash after {self.rehash.every} steps, the t-th after {self.rehash.every} * "
+                f"exp({self.rehash.growth} (t - 1)) more",
             ]
         if out_features is not None:
             lines.append(f"  tables: {self.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons")

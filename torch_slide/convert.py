@@ -73,13 +73,13 @@ def convert(
             changed then.
     """
     linears = {name: module for name, module in model.named_modules(remove_duplicate=False) if _is_linear(module)}
-    chosen = linears if targets is None else _named(linears, targets)
+    chosen = None if targets is None else _named(linears, targets)
     report, swaps = ConversionReport(), {}
     for name, module in linears.items():
-        reason = _reason_to_keep(module, name, chosen if targets is not None else None, min_out_features)
+        reason = _reason_to_keep(module, name, chosen, min_out_features)
         if reason is None:
             swaps[name] = module
-        elif targets is not None and name in chosen:
+        elif chosen is not None and name in chosen:
             raise ValueError(f"convert: expected target {name!r} to be a plain nn.Linear, got {reason}")
         else:
             report.kept[name or "model"] = reason

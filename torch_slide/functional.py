@@ -1,4 +1,4 @@
-"""Typed, documented wrappers of the C++ ops, with the argument checks. State comes in as tensors and goes out as such."""
+"""Typed, documented wrappers of the C++ ops, with the argument checks."""
 
 from __future__ import annotations
 

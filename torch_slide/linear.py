@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_slide import compiled, losses
+from torch_slide import compiled, logit_ops, losses  # noqa: F401 (logit_ops registers itself)
 from torch_slide.activations import Active, SparseActivations
 from torch_slide.config import LSHConfig
 from torch_slide.logits import Source, SparseLogits
@@ -267,7 +267,7 @@ class SparseLSHLinear(nn.Linear):
         """Everything that speaks against loading, found before anything is changed."""
         selector = self.selector
         expected = {name: tensor for name, tensor in selector.state.items() if name not in selector.derived}
-        own = dict(self.named_parameters(recurse=False))
+        own: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         found = {name: plain[prefix + name] for name in own if prefix + name in plain}
         pairs = [(name, own[name], value) for name, value in found.items()]
         pairs += [(_STATE + name, expected[name], value) for name, value in loaded.items() if name in expected]

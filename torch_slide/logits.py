@@ -6,7 +6,6 @@ batch acts on the hidden vectors instead; what needs every logit computes them, 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Callable
@@ -161,7 +160,7 @@ class SparseLogits(Tensor):
         """What the layer captured."""
         return self._source
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"SparseLogits(shape={tuple(self.shape)}, dtype={self.dtype}, not computed)"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
@@ -225,247 +224,14 @@ def _warn_once(logits: SparseLogits, operation: str) -> None:
     )
 
 
-# ---- lazy operations: the same operation on the hidden vectors -------------------------------------------------------
+_HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
-def _with(logits: SparseLogits, **changes: Any) -> SparseLogits:
-    return SparseLogits.of(dataclasses.replace(logits.source, **changes))
-
-
-def _resolved(shape: tuple[int, ...], numel: int) -> tuple[int, ...]:
-    if -1 not in shape:
-        return shape
-    known = -math.prod(shape)
-    return tuple(numel // known if size == -1 else size for size in shape) if known > 0 else shape
-
-
-def _reshape(logits: SparseLogits, *args: Any, **kwargs: Any) -> Any:
-    shape = kwargs.get("shape", args[0] if len(args) == 1 else args)
-    if isinstance(shape, int):
-        shape = (shape,)
-    if not isinstance(shape, (tuple, list)) or not all(isinstance(size, int) for size in shape):
-        return NotImplemented  # view(dtype)
-    source, numel = logits.source, math.prod(logits.shape)
-    new = _resolved(tuple(shape), numel)
-    if math.prod(new) != numel:
-        return NotImplemented  # torch's own error
-    before, after = math.prod(logits.shape[: source.class_dim]), math.prod(logits.shape[source.class_dim + 1 :])
-    for dim, size in enumerate(new):
-        if size == source.num_classes and math.prod(new[:dim]) == before and math.prod(new[dim + 1 :]) == after:
-            hidden = source.hidden.reshape((*new[:dim], source.hidden.shape[source.class_dim], *new[dim + 1 :]))
-            return _with(logits, hidden=hidden, class_dim=dim)
-    return NotImplemented
-
-
-def _flatten(logits: SparseLogits, start_dim: int = 0, end_dim: int = -1) -> Any:
-    start, end = start_dim % logits.dim(), end_dim % logits.dim()
-    if start == end:
-        return logits
-    return _reshape(logits, (*logits.shape[:start], -1, *logits.shape[end + 1 :]))
-
-
-def _permute(logits: SparseLogits, *dims: Any) -> SparseLogits:
-    order = dims[0] if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
-    order = [dim % logits.dim() for dim in order]
-    source = logits.source
-    return _with(logits, hidden=source.hidden.permute(order), class_dim=order.index(source.class_dim))
-
-
-def _transpose(logits: SparseLogits, dim0: int, dim1: int) -> SparseLogits:
-    order = list(range(logits.dim()))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return _permute(logits, order)
-
-
-def _movedim(logits: SparseLogits, source: Any, destination: Any) -> Any:
-    if not isinstance(source, int) or not isinstance(destination, int):
-        return NotImplemented
-    order = list(range(logits.dim()))
-    order.insert(destination % logits.dim(), order.pop(source % logits.dim()))
-    return _permute(logits, order)
-
-
-def _unsqueeze(logits: SparseLogits, dim: int) -> SparseLogits:
-    dim = dim % (logits.dim() + 1)
-    source = logits.source
-    return _with(logits, hidden=source.hidden.unsqueeze(dim), class_dim=source.class_dim + (dim <= source.class_dim))
-
-
-def _squeeze(logits: SparseLogits, dim: int | None = None) -> Any:
-    if dim is None or dim % logits.dim() == logits.source.class_dim:
-        return NotImplemented
-    dim, source = dim % logits.dim(), logits.source
-    if logits.shape[dim] != 1:
-        return logits
-    return _with(logits, hidden=source.hidden.squeeze(dim), class_dim=source.class_dim - (dim < source.class_dim))
-
-
-def _dims_of(item: Any) -> int:
-    if item is None or item is Ellipsis:
-        return 0
-    return item.dim() if isinstance(item, Tensor) and item.dtype in (torch.bool, torch.uint8) else 1
-
-
-def _getitem(logits: SparseLogits, index: Any) -> Any:
-    items = list(index) if isinstance(index, tuple) else [index]
-    if any(item is True or item is False for item in items) or any(isinstance(i, SparseLogits) for i in items):
-        return NotImplemented
-    missing = logits.dim() - sum(_dims_of(item) for item in items)
-    if missing < 0:
-        return NotImplemented
-    place = next((i for i, item in enumerate(items) if item is Ellipsis), len(items))
-    items[place : place + 1] = [slice(None)] * missing
-    class_dim, seen, new_dim = logits.source.class_dim, 0, 0
-    for item in items:
-        if seen <= class_dim < seen + _dims_of(item):
-            if item != slice(None):
-                return NotImplemented
-            break
-        seen += _dims_of(item)
-        new_dim += not isinstance(item, int)
-    if not all(item is None or isinstance(item, (int, slice)) for item in items):
-        # Where several tensors index, torch moves their common dimension; only a class dimension at the end stays put.
-        if class_dim != logits.dim() - 1:
-            return NotImplemented
-        hidden = logits.source.hidden[tuple(items)]
-        return _with(logits, hidden=hidden, class_dim=hidden.dim() - 1)
-    return _with(logits, hidden=logits.source.hidden[tuple(items)], class_dim=new_dim)
-
-
-def _same(logits: SparseLogits, *args: Any, **kwargs: Any) -> SparseLogits:
-    return _with(logits)
-
-
-def _detach(logits: SparseLogits) -> SparseLogits:
-    source = logits.source
-    bias = None if source.bias is None else source.bias.detach()
-    return _with(logits, hidden=source.hidden.detach(), weight=source.weight.detach(), bias=bias)
-
-
-def _cast(dtype: torch.dtype) -> Callable[..., Any]:
-    def cast(logits: SparseLogits, *args: Any, **kwargs: Any) -> SparseLogits:
-        return _with(logits, dtype=dtype)
-
-    return cast
-
-
-def _to(logits: SparseLogits, *args: Any, **kwargs: Any) -> Any:
-    dtype, device = kwargs.pop("dtype", None), kwargs.pop("device", None)
-    for arg in args:
-        if isinstance(arg, torch.dtype):
-            dtype = arg
-        elif isinstance(arg, (str, torch.device)):
-            device = arg
-        elif isinstance(arg, Tensor):
-            dtype, device = arg.dtype, arg.device
-    if (device is not None and torch.device(device) != logits.device) or (dtype and not dtype.is_floating_point):
-        return NotImplemented
-    return _with(logits, dtype=dtype or logits.dtype)
-
-
-def _scaled(logits: Any, factor: Any) -> Any:
-    if isinstance(logits, SparseLogits) and isinstance(factor, (int, float)) and not isinstance(factor, bool):
-        return _with(logits, scale=logits.source.scale * factor)
-    return NotImplemented
-
-
-def _multiply(a: Any, b: Any) -> Any:
-    return _scaled(a, b) if isinstance(a, SparseLogits) else _scaled(b, a)
-
-
-def _divide(logits: Any, divisor: Any, rounding_mode: str | None = None) -> Any:
-    if rounding_mode is not None or not isinstance(divisor, (int, float)) or divisor == 0:
-        return NotImplemented
-    return _scaled(logits, 1.0 / divisor)
-
-
-# ---- exact, in chunks, without graph ---------------------------------------------------------------------------------
-
-
-def _topk(logits: SparseLogits, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    source = logits.source
-    if dim % logits.dim() != source.class_dim or source.scale < 0 or not largest or source.columns is not None:
-        return NotImplemented
-    from torch_slide.inference import chunked_topk
-
-    source.check_unchanged()
-    values, indices = chunked_topk(source.flat_hidden(), source.weight, source.bias, k)
-    values = (values * source.scale).to(source.dtype)
-    return torch.return_types.topk(
-        part.reshape(*source.batch_shape, k).movedim(-1, source.class_dim) for part in (values, indices)
-    )
-
-
-def _argmax(logits: SparseLogits, dim: int | None = None, keepdim: bool = False) -> Any:
-    if dim is None:
-        return NotImplemented
-    best = _topk(logits, 1, dim)
-    if best is NotImplemented:
-        return NotImplemented
-    return best.indices if keepdim else best.indices.squeeze(dim)
-
-
-def _max(logits: SparseLogits, dim: Any = None, keepdim: bool = False) -> Any:
-    if not isinstance(dim, int):
-        return NotImplemented
-    best = _topk(logits, 1, dim)
-    if best is NotImplemented:
-        return NotImplemented
-    return torch.return_types.max(part if keepdim else part.squeeze(dim) for part in best)
-
-
-_HANDLERS: dict[Callable[..., Any], Callable[..., Any]] = {
-    Tensor.view: _reshape,
-    Tensor.reshape: _reshape,
-    torch.reshape: _reshape,
-    Tensor.flatten: _flatten,
-    torch.flatten: _flatten,
-    Tensor.permute: _permute,
-    torch.permute: _permute,
-    Tensor.transpose: _transpose,
-    torch.transpose: _transpose,
-    Tensor.swapaxes: _transpose,
-    torch.swapaxes: _transpose,
-    Tensor.movedim: _movedim,
-    torch.movedim: _movedim,
-    Tensor.unsqueeze: _unsqueeze,
-    torch.unsqueeze: _unsqueeze,
-    Tensor.squeeze: _squeeze,
-    torch.squeeze: _squeeze,
-    Tensor.__getitem__: _getitem,
-    Tensor.clone: _same,
-    torch.clone: _same,
-    Tensor.contiguous: _same,
-    Tensor.detach: _detach,
-    torch.detach: _detach,
-    Tensor.float: _cast(torch.float32),
-    Tensor.double: _cast(torch.float64),
-    Tensor.bfloat16: _cast(torch.bfloat16),
-    Tensor.half: _cast(torch.float16),
-    Tensor.to: _to,
-    Tensor.mul: _multiply,
-    Tensor.__mul__: _multiply,
-    Tensor.__rmul__: _multiply,
-    torch.mul: _multiply,
-    torch.multiply: _multiply,
-    Tensor.div: _divide,
-    Tensor.__truediv__: _divide,
-    torch.div: _divide,
-    torch.true_divide: _divide,
-    Tensor.topk: _topk,
-    torch.topk: _topk,
-    Tensor.argmax: _argmax,
-    torch.argmax: _argmax,
-    Tensor.max: _max,
-    torch.max: _max,
-}
-
-
-def handle(func: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers how SparseLogits answer a torch function; ``NotImplemented`` leads to the dense path."""
+def handle(*funcs: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers how SparseLogits answer torch functions; ``NotImplemented`` leads to the dense path."""
 
     def add(handler: Callable[..., Any]) -> Callable[..., Any]:
-        _HANDLERS[func] = handler
+        _HANDLERS.update(dict.fromkeys(funcs, handler))
         return handler
 
     return add

@@ -168,8 +168,9 @@ def cross_entropy(
         input: logits [..., N], [B, N, ...] as torch has it, dense or SparseLogits.
         target: class numbers (int64, shape of the batch); probabilities (shape of ``input``); or for multi-label
             targets a sparse CSR tensor [B, N] or ``(ids, offsets)``, int64 vectors with the labels of sample b at
-            ``ids[offsets[b]:offsets[b + 1]]`` (offsets of length B + 1, or B as for nn.EmbeddingBag). The n labels of a sample share its mass, 1/n each, so that the loss is
-            logsumexp - mean label logit; a sample without labels is ignored.
+            ``ids[offsets[b]:offsets[b + 1]]`` (offsets of length B + 1, or B as for nn.EmbeddingBag). The n labels of
+            a sample share its mass, 1/n each, so that the loss is logsumexp - mean label logit; a sample without labels
+            is ignored.
         weight: class weights [N].
         ignore_index: class number that marks a sample to ignore.
         reduction: "none", "mean" or "sum".

@@ -25,7 +25,7 @@ def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns
         rows = rows.new_zeros((len(ids), like.shape[1])).index_copy_(1, columns, rows)
     if sparse:
         return torch.sparse_coo_tensor(ids[None], rows, like.shape, is_coalesced=True, check_invariants=False)
-    return like.new_zeros(like.shape).index_copy_(0, ids, rows)
+    return functional.rows_to_dense(ids, rows, len(like))
 
 
 def _gathered_product(
@@ -202,7 +202,8 @@ class _SampledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (*loss_backward(grad, *ctx.saved_tensors, ctx.product, ctx.needs_input_grad[:3]), None, None, None)
+        gradients = loss_backward(grad, *ctx.saved_tensors, product=ctx.product, needs=ctx.needs_input_grad[:3])
+        return (*gradients, None, None, None)
 
 
 class _SampledActivations(torch.autograd.Function):

@@ -292,6 +292,7 @@ class LSHSelector(Selector):
         self.tables.insert(weight, bias, changed)
 
     def restore(self) -> None:
+        """Fills the buckets from the loaded codes."""
         if self.state["clock"][_REHASHES] > 0:
             self.tables.refill()
 
@@ -300,6 +301,7 @@ class LSHSelector(Selector):
         return state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"]
 
     def stats(self) -> dict[str, float]:
+        """As the base class, with the overflow of the buckets."""
         return {**super().stats(), "overflow": self.tables.overflow}
 
 
