@@ -405,6 +405,7 @@ def test_a_resumed_run_is_bit_equal(make: Callable[..., Any]) -> None:
     copied_param, copied = copy.deepcopy((param, optimizer))
     for p, o in ((param, optimizer), (resumed, other), (copied_param, copied)):
         steps(p, o, 2)
+    assert optimizer.state_dict()["param_groups"] == other.state_dict()["param_groups"]
     assert torch.equal(param, resumed)
     assert torch.equal(param, copied_param)
 
