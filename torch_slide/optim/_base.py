@@ -58,7 +58,8 @@ class RowOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for option, default in self.defaults.items():
-                group.setdefault(option, default)
+                if option != "differentiable":  # torch adds it to the defaults here, and only here
+                    group.setdefault(option, default)
         for of_param in self.state.values():
             if "step" in of_param:  # a plain number in older torch and in SparseAdam
                 of_param["step"] = torch.as_tensor(of_param["step"], dtype=torch.get_default_dtype())
