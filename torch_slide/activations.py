@@ -90,7 +90,7 @@ class SparseActivations(Tensor):
         """[..., out_features] with zeros, differentiable."""
         return self._active.dense()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SparseActivations(shape={tuple(self.shape)}, active={len(self.ids)})"
 
     @classmethod

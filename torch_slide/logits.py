@@ -160,7 +160,7 @@ class SparseLogits(Tensor):
         """What the layer captured."""
         return self._source
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"SparseLogits(shape={tuple(self.shape)}, dtype={self.dtype}, not computed)"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:

@@ -202,8 +202,8 @@ class _SampledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        gradients = loss_backward(grad, *ctx.saved_tensors, product=ctx.product, needs=ctx.needs_input_grad[:3])
-        return (*gradients, None, None, None)
+        saved: tuple[Any, ...] = (*ctx.saved_tensors, ctx.product, ctx.needs_input_grad[:3])
+        return (*loss_backward(grad, *saved), None, None, None)
 
 
 class _SampledActivations(torch.autograd.Function):
