@@ -12,8 +12,8 @@ TS_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,fma")
 #include "kernels/loops.inl"
 #include "kernels/loops_hash.inl"
 #include "kernels/loops_loss.inl"
-#include "kernels/loops_sampled.inl"
 #include "kernels/loops_rows.inl"
+#include "kernels/loops_sampled.inl"
 TS_TARGET_END
 
 namespace ts {

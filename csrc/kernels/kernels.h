@@ -8,8 +8,8 @@
 
 #include "kernels/hash_kernels.h"
 #include "kernels/loss_kernels.h"
-#include "kernels/sampled_kernels.h"
 #include "kernels/row_kernels.h"
+#include "kernels/sampled_kernels.h"
 
 namespace ts {
 

@@ -10,8 +10,8 @@
 #include "kernels/loops.inl"
 #include "kernels/loops_hash.inl"
 #include "kernels/loops_loss.inl"
-#include "kernels/loops_sampled.inl"
 #include "kernels/loops_rows.inl"
+#include "kernels/loops_sampled.inl"
 
 namespace ts {
 extern const Kernels kernels_scalar;
