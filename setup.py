@@ -1,8 +1,8 @@
 """Builds the C++ ops. Everything else about the package is in pyproject.toml."""
 
-import glob
 import os
 import sys
+from pathlib import Path
 
 from setuptools import setup
 
@@ -19,6 +19,8 @@ except ModuleNotFoundError:
 # 2.10 is the oldest torch whose stable ABI has all that we call; one wheel then serves that torch and later ones.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
+sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+headers = sorted(str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern))
 sanitize = os.environ.get("TORCH_SLIDE_SANITIZE")
 # Contraction off: a product and a sum that one instruction set fuses and another does not would not be bit-equal.
 compile_args = [
@@ -41,8 +43,9 @@ setup(
     ext_modules=[
         CppExtension(
             name="torch_slide._C",
-            sources=sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
-            include_dirs=[os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")],
+            sources=sources,
+            depends=headers,
+            include_dirs=[str(Path("csrc").resolve())],
             define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
             extra_compile_args=compile_args,
             extra_link_args=link_args,
