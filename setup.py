@@ -4,15 +4,14 @@ import os
 import sys
 from pathlib import Path
 
-from setuptools import setup
-
 try:
+    from setuptools import setup
     from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ModuleNotFoundError:
+except ModuleNotFoundError as missing:
     sys.exit(
-        "torch_slide: building needs torch, which is not installed here.\n"
-        "Install it first, then build without isolation:\n"
-        "    pip install torch==2.13.0\n"
+        f"torch_slide: building needs {missing.name}, which is not installed here.\n"
+        "Install what building needs, then build without isolation:\n"
+        "    pip install torch==2.13.0 setuptools wheel ninja\n"
         "    pip install --no-build-isolation ."
     )
 
@@ -36,7 +35,7 @@ compile_args = [
 ]
 link_args = []
 if sanitize:
-    compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]
+    compile_args += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1"]
     link_args += [f"-fsanitize={sanitize}"]
 
 setup(
