@@ -124,8 +124,8 @@ void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
 }
 
 Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                        const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
-                        int64_t* label_positions) {
+                        const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
+                        std::vector<Kind>& kinds, int64_t* label_positions) {
   reserve(budget.num_rows, tables.num_tables * tables.num_buckets);
   chosen_.clear();
   touched_.clear();
@@ -154,7 +154,7 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
     collect_in_table_order(group, tables, hit_budget, seed);
   counts.hits = static_cast<int64_t>(chosen_.size()) - before_hits;
   for (int64_t i = 0; i < counts.labels; ++i) counts.found_labels += (votes_[chosen_[i].id] & ~kTaken) != 0;
-  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, seed);
+  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);
   counts.uniform = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
 
   if (budget.sorted)

@@ -41,9 +41,10 @@ struct Counts {
 class Selector {
  public:
   // Appends the group's ids and kinds, and for every label of the group its position among these ids.
+  // tail_seed is the same for all groups of a batch: each tail is uniform, and together they touch few rows.
   Counts select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
-                int64_t* label_positions);
+                const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
+                std::vector<Kind>& kinds, int64_t* label_positions);
 
  private:
   struct Candidate {
