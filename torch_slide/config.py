@@ -170,6 +170,7 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
+                rehash=RehashSchedule(every=100 if family == "kmeans" else 50),
             )
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(
