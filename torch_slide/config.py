@@ -159,10 +159,10 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables for so many neurons: codes, buckets, counts, norms and the vote counters."""
+        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs and the vote counters."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
-        return 4 * (codes + buckets + 2 * out_features)
+        return 4 * (codes + buckets + 2 * out_features) + 8 * min(self.num_hubs, out_features)
 
     @classmethod
     def auto(
