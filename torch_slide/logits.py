@@ -77,7 +77,7 @@ class Source:
 
     def flat_hidden(self) -> Tensor:
         """The hidden vectors as [number of samples, in_features], in the order of flattened targets."""
-        return self.hidden.movedim(self.class_dim, -1).flatten(0, -2)
+        return self.hidden.movedim(self.class_dim, -1).reshape(-1, self.hidden.shape[self.class_dim])
 
     def query(self, hidden: Tensor) -> Tensor:
         """What the tables are asked for: flat hidden vectors at their full width."""
