@@ -105,11 +105,10 @@ class SparseLSHLinear(nn.Linear):
         return True
 
     def _source(self, input: Tensor) -> Source:
+        self._check_input(input)
         columns = None
         if isinstance(input, SparseActivations):
             input, columns = self._active_inputs(input)
-        else:
-            self._check_input(input)
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         return Source(
             hidden=input,

@@ -55,6 +55,12 @@ class Candidates:
     label_positions: Tensor
     shared: bool
 
+    @classmethod
+    def none(cls, shared: bool) -> Candidates:
+        """Those of an empty batch."""
+        ids, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(2 if shared else 1, dtype=torch.int64)
+        return cls(ids, offsets, ids.byte(), ids.float(), ids, shared)
+
 
 SELECTORS: dict[str, type[Selector]] = {}
 
@@ -161,6 +167,8 @@ class Selector:
         advance: bool,
     ) -> Candidates:
         """:meth:`advance`, if this loss has gradients, then :meth:`select`; labels beyond the budget change nothing."""
+        if len(hidden) == 0:
+            return Candidates.none(self.config.selection == "batch")
         self._check_budget(labels, label_offsets)
         if advance:
             self.advance(hidden, weight, bias)
