@@ -16,7 +16,7 @@ SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
 # LSHConfig.auto: candidates beyond the labels, probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE = 4096
+_DEFAULT_ACTIVE = 2048
 _PROBES = 1
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
