@@ -244,6 +244,15 @@ def test_nothing_but_ignored_samples(kind):
     assert (head.weight.grad == 0).all()
 
 
+def test_weights_whose_memory_was_freed_before_the_loss():
+    head = layer()
+    x, y = batch(0)
+    logits = head(x)
+    head.weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="weights to be in memory when the loss is computed, got freed storage"):
+        F.cross_entropy(logits, y)
+
+
 # ---- NaN and infinity ------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,8 @@ class SparseLSHLinear(nn.Linear):
     Parameters, initialisation and ``eval()`` are those of nn.Linear, bit for bit. In training, with gradients enabled,
     the layer returns :class:`SparseLogits`, and the loss computes only labels and selected neurons.
 
+    Under torch.compile these logits break the graph once, and their loss runs eagerly; :meth:`loss` does not break it.
+
     Args:
         in_features: width of the input.
         out_features: number of neurons, N.
