@@ -195,8 +195,8 @@ class SparseLogits(Tensor):
         if name in ("register_hook", "retain_grad", "__set__"):
             raise RuntimeError(
                 f"SparseLogits: expected an operation on values, got {name}, as FSDP2 applies to what a module "
-                "returns: these logits are never computed and have no gradient; compute the loss inside the wrapped module, or "
-                "use .to_dense()"
+                "returns: these logits are never computed and have no gradient; compute the loss inside the wrapped "
+                "module, or use .to_dense()"
             )
         return func(*_densified(args, name), **_densified(kwargs, name))
 
