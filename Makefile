@@ -2,22 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(wildcard csrc/*/*)
+CPP := $(wildcard csrc/*/*) $(wildcard tests/*.cpp)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help demo test test-all lint format typecheck wheel sanitize bench clean
+.PHONY: help demo test test-all lint format wheel sanitize bench readme clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
+	@sh tests/check_tools.sh $(PYTHON)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -r requirements.txt -r requirements-dev.txt
-	touch $@
+	$(BIN)/python -m pip install -r requirements.txt -r requirements-dev.txt
+	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed $(SOURCES)
-	$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
-	touch $@
+$(VENV)/.built: $(VENV)/.installed setup.py pyproject.toml $(wildcard csrc/*/*)
+	@echo "building torch_slide (a minute)"
+	@$(BIN)/python -m pip install -q --no-build-isolation --no-deps -e .
+	@touch $@
 
 demo: $(VENV)/.built  ## train dense and sparse next-token models side by side (6 minutes), table and plot
 	$(BIN)/python examples/demo.py
@@ -32,23 +34,26 @@ lint: $(VENV)/.built  ## ruff, mypy and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*)
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 format: $(VENV)/.installed  ## formats Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*/*)
+	$(BIN)/clang-format -i $(CPP)
 
 wheel: $(VENV)/.installed  ## an abi3 wheel in dist/, installed into an empty environment and tried
-	rm -rf dist build
+	rm -rf dist build/lib* build/bdist*
 	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist .
 	tests/wheel_smoke.sh $(BIN)/python dist/*.whl
 
-sanitize: $(VENV)/.installed  ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize: $(VENV)/.installed  ## the C++ under AddressSanitizer, UndefinedBehaviorSanitizer and valgrind
 	tests/sanitize.sh $(BIN)/python
 
 bench: $(VENV)/.built  ## training steps against the best dense ones
 	$(BIN)/python benchmarks/training_step.py
+
+readme: $(VENV)/.installed  ## the tables of README.md from benchmarks/results
+	$(BIN)/python benchmarks/readme_tables.py
 
 clean:  ## removes what was built
 	rm -rf build dist *.egg-info torch_slide/*.so $(VENV)/.built

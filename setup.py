@@ -1,24 +1,25 @@
 """Builds the C++ ops. Everything else about the package is in pyproject.toml."""
 
-import glob
 import os
 import sys
-
-from setuptools import setup
+from pathlib import Path
 
 try:
+    from setuptools import setup
     from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ModuleNotFoundError:
+except ModuleNotFoundError as missing:
     sys.exit(
-        "torch_slide: building needs torch, which is not installed here.\n"
-        "Install it first, then build without isolation:\n"
-        "    pip install torch==2.13.0\n"
+        f"torch_slide: building needs {missing.name}, which is not installed here.\n"
+        "Install what building needs, then build without isolation:\n"
+        "    pip install torch==2.13.0 setuptools wheel ninja\n"
         "    pip install --no-build-isolation ."
     )
 
 # 2.10 is the oldest torch whose stable ABI has all that we call; one wheel then serves that torch and later ones.
 TORCH_TARGET_VERSION = "0x020a000000000000"
 
+sources = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+headers = sorted(str(path) for pattern in ("*.h", "*.inl") for path in Path("csrc").rglob(pattern))
 sanitize = os.environ.get("TORCH_SLIDE_SANITIZE")
 # Contraction off: a product and a sum that one instruction set fuses and another does not would not be bit-equal.
 compile_args = [
@@ -34,15 +35,16 @@ compile_args = [
 ]
 link_args = []
 if sanitize:
-    compile_args += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-O1"]
+    compile_args += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1"]
     link_args += [f"-fsanitize={sanitize}"]
 
 setup(
     ext_modules=[
         CppExtension(
             name="torch_slide._C",
-            sources=sorted(glob.glob("csrc/**/*.cpp", recursive=True)),
-            include_dirs=[os.path.join(os.path.dirname(os.path.abspath(__file__)), "csrc")],
+            sources=sources,
+            depends=headers,
+            include_dirs=[str(Path("csrc").resolve())],
             define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET_VERSION)],
             extra_compile_args=compile_args,
             extra_link_args=link_args,

@@ -16,12 +16,12 @@ SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
 # LSHConfig.auto: candidates beyond the labels, probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE = 4096
-_PROBES = 2
+_DEFAULT_ACTIVE = 2048
+_PROBES = 1
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
-_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
+_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (4, 2, 1))
 _MAX_CODE_BITS = (20, 13)
 
 
@@ -52,7 +52,7 @@ class RehashSchedule:
     """
 
     every: int = 50
-    growth: float = 0.05
+    growth: float = 0.1
     redraw_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -191,6 +191,7 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
+                rehash=RehashSchedule(every=100 if family == "kmeans" else 50),
             )
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(
@@ -204,8 +205,8 @@ class LSHConfig:
 
     @staticmethod
     def _auto_hashes(family: str, out_features: int) -> int:
-        """K for buckets of a useful size: sqrt(N) / 2 neurons for centroids, some 16 neurons for bits."""
-        buckets = 2 * math.sqrt(out_features) if family == "kmeans" else out_features / 16
+        """K for buckets of a useful size: 2 * sqrt(N) neurons for centroids, some 16 neurons for bits."""
+        buckets = math.sqrt(out_features) / 2 if family == "kmeans" else out_features / 16
         return max(
             1, min(round(math.log2(max(2.0, buckets))), _MAX_CODE_BITS[family == "kmeans"]) // BITS_PER_HASH[family]
         )

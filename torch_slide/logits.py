@@ -194,9 +194,9 @@ class SparseLogits(Tensor):
             raise RuntimeError(_NO_GRADIENT)
         if name in ("register_hook", "retain_grad", "__set__"):
             raise RuntimeError(
-                f"SparseLogits: expected an operation on values, got {name}, as FSDP2 does with the output of a module: "
-                "these logits are never computed and have no gradient; compute the loss inside the wrapped module, or "
-                "use .to_dense()"
+                f"SparseLogits: expected an operation on values, got {name}, as FSDP2 applies to what a module "
+                "returns: these logits are never computed and have no gradient; compute the loss inside the wrapped "
+                "module, or use .to_dense()"
             )
         return func(*_densified(args, name), **_densified(kwargs, name))
 

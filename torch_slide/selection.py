@@ -144,7 +144,8 @@ class Selector:
         Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
         checkpoint evaluates the loss again.
         """
-        if _in_backward() or not bool(torch.isfinite(hidden).all()):
+        # A sum is finite only if all its terms are; that it overflows is no reason to stop.
+        if _in_backward() or not (math.isfinite(float(hidden.sum())) or bool(torch.isfinite(hidden).all())):
             return
         clock, timers = self.state["clock"], self.state["timers"]
         _, draws, rehashes, next_rehash, frozen = clock.tolist()
