@@ -573,3 +573,32 @@ def test_no_loss_ever_computes_every_logit():
         train(head, torch.optim.SGD(head.parameters(), lr=0.1), range(3))
         head.loss(*batch(0), label_smoothing=0.1)
     assert logits_module.materialisations == before
+
+
+def test_the_clock_turns_once_for_every_loss_with_gradients():
+    head = layer()
+    x, y = batch(0)
+    draws = head.selector.state["clock"]
+    logits = head(x)
+    assert int(draws[1]) == 0, "a forward pass alone is no step"
+    F.cross_entropy(logits, y)
+    assert int(draws[1]) == 1
+    head.loss(x, y)
+    assert int(draws[1]) == 2
+    head.requires_grad_(False)
+    head.loss(x, y)
+    assert int(draws[1]) == 2, "nobody asked for a gradient"
+
+
+def test_the_mean_over_draws_is_near_the_exact_loss():
+    """The correction makes the normaliser unbiased; its logarithm, which is concave, errs a little downwards."""
+    x, y = batch(0)
+    estimates = {}
+    for correction in (True, False):
+        torch.manual_seed(1)
+        head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS["uniform"].replace(correction=correction))
+        estimates[correction] = torch.stack([head.loss(x, y).detach() for _ in range(200)])
+        exact = F.cross_entropy(F.linear(x, head.weight, head.bias), y).detach()
+    error = estimates[True].std() / 200**0.5
+    assert -0.05 < estimates[True].mean() - exact < 5 * error
+    assert estimates[False].mean() < exact - 1.0, "without it the loss is that of fewer classes"
