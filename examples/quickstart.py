@@ -1,4 +1,5 @@
 import torch
+
 import torch_slide as ts
 
 embedding = torch.nn.Embedding(200_000, 128, sparse=True)

@@ -102,8 +102,8 @@ def check_against(
 @given(batch=batches)
 @settings(max_examples=60, deadline=None)
 def test_softmax_equals_the_oracle(batch: dict[str, Tensor], smooth: bool, dtype: torch.dtype) -> None:
-    names = ["row_offsets", "log_weights", "a", "label_offsets", "label_positions", "label_weights"]
-    args = [None if name == "a" and not smooth else batch[name] for name in names]
+    names = ["row_offsets", "log_weights", "a", "label_offsets", "label_positions", "label_weights", "b"]
+    args = [None if name in "ab" and not smooth else batch[name] for name in names]
     check_against(reference.softmax_cross_entropy, functional.softmax_cross_entropy_, batch["logits"], args, dtype)
 
 

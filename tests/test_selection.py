@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -193,6 +195,13 @@ def test_same_draw_same_candidates_whatever_the_threads():
     assert not torch.equal(results[0][0], other[0])
 
 
+def test_samples_of_a_batch_share_their_tail():
+    ids, offsets, kinds, *_ = run_select([1, 2, 3], [0, 1, 2, 3], num_active=50, min_uniform=50)
+    tails = [set(ids[a:b][kinds[a:b] == UNIFORM].tolist()) for a, b in itertools.pairwise(offsets)]
+    # Each skips only its own label, which the others may hold.
+    assert len(tails[0] | tails[1] | tails[2]) <= 53
+
+
 def test_max_active_counts_distinct_labels():
     run_select([4, 4, 5], [0, 3], max_active=2)
     with pytest.raises(ValueError, match="max_active = 2, got 3"):
@@ -201,7 +210,7 @@ def test_max_active_counts_distinct_labels():
 
 @pytest.mark.parametrize("label", [-1, 1000])
 def test_label_out_of_range(label):
-    with pytest.raises(IndexError, match=rf"labels.*1000.*{label}"):
+    with pytest.raises(IndexError, match=rf"labels to be in \[0, 1000\), got {label}"):
         run_select([label], [0, 1])
 
 

@@ -116,7 +116,7 @@ def test_bad_codes_and_rows_change_nothing():
     before = [t.clone() for t in (codes, buckets, counts)]
     with pytest.raises(ValueError, match="new_codes"):
         functional.update_tables_(codes, buckets, counts, torch.tensor([3]), torch.full((1, 1), 2).int(), 0, 0)
-    with pytest.raises(ValueError, match="rows"):
+    with pytest.raises(IndexError, match=r"rows to be in \[0, 5\), got 5"):
         functional.update_tables_(codes, buckets, counts, torch.tensor([5]), torch.zeros((1, 1)).int(), 0, 0)
     with pytest.raises(ValueError, match="codes"):
         functional.fill_tables_(torch.full((1, 5), 7).int(), buckets, counts, 0, 0)

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from torch_slide.train import metrics, models
 from torch_slide.train.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from torch_slide.train.cli import main
 from torch_slide.train.problems import guess_format, open_problem
+from torch_slide.train.progress import Progress
 from torch_slide.train.run import StopRequest
 
 SMALL = ["--hidden", "16", "--batch-size", "32", "--lr", "0.01", "--threads", "1"]
@@ -300,6 +302,30 @@ def test_open_problem_wants_files_that_fit_together(tmp_path):
         ValueError, match=r"b\.txt, line 1: expected the 9 features and 9 labels of .*a\.txt, got 9 and 8"
     ):
         open_problem(tmp_path / "a.txt", tmp_path / "b.txt")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_shows_a_bar_on_a_terminal_of_any_size(monkeypatch):
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress("training", 2.0, "second") as progress:
+        progress.advance(1.5, "loss 3.0")
+        time.sleep(0.15)
+        progress.advance(1.5, "loss 2.0")  # a step that ends after its time
+    assert "training: 100%" in sys.stderr.getvalue()
+    assert "2/2 seconds" in sys.stderr.getvalue()
+
+
+def test_progress_prints_lines_elsewhere(monkeypatch, capsys):
+    monkeypatch.setattr("torch_slide.train.progress._SECONDS_BETWEEN_LINES", 0.0)
+    with Progress("training", 2.0, "second") as progress:
+        progress.advance(1.5, "loss 3.0")
+        progress.advance(1.5)
+    assert capsys.readouterr().err == "training: 2 of 2 seconds, loss 3.0\ntraining: 2 of 2 seconds\n"
 
 
 def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path):

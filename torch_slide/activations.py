@@ -112,11 +112,11 @@ class SparseActivations(Tensor):
                 values = func(active.values, *[o for o in others if func not in _INPLACE_SECOND], **keywords)
                 return cls.of(Active(active.candidates, values, active.batch, active.num_neurons))
             if func is F.linear:
-                return active.linear(*_linear_arguments(*others, **kwargs))
+                return active.linear(*_linear_arguments(*args, **kwargs))
         return func(*_dense(args), **_dense(kwargs))
 
 
-def _linear_arguments(weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     return weight, bias
 
 
@@ -136,8 +136,8 @@ _POINTWISE = _INPLACE_SECOND | {
     torch.relu, Tensor.relu, F.gelu, torch.tanh, Tensor.tanh, F.tanh, torch.sigmoid, Tensor.sigmoid, F.sigmoid,
     F.leaky_relu, F.elu, F.celu, F.softplus, F.hardtanh, F.dropout, torch.abs, Tensor.abs, torch.square,
     Tensor.square, torch.clamp, Tensor.clamp, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.mul, Tensor.div,
-    Tensor.__truediv__, torch.div, Tensor.pow, torch.pow, Tensor.neg, torch.neg, Tensor.float, Tensor.double,
-    Tensor.bfloat16,
+    Tensor.__truediv__, torch.div, Tensor.pow, Tensor.__pow__, torch.pow, Tensor.neg, torch.neg, Tensor.float,
+    Tensor.double, Tensor.bfloat16,
 }  # fmt: skip
 _METADATA: set[Any] = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "layout", "ndim", "is_leaf")

@@ -16,18 +16,25 @@ SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
 # LSHConfig.auto: candidates beyond the labels, probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE = 4096
-_PROBES = 2
+_DEFAULT_ACTIVE = 2048
+_PROBES = 1
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
-_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
+_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (4, 2, 1))
 _MAX_CODE_BITS = (20, 13)
 
 
-def _require(name: str, value: object, holds: bool, requirement: str) -> None:
+_COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold")
+
+
+def _require(name: str, value: object, holds: bool, requirement: str, error: type[Exception] = ValueError) -> None:
     if not holds:
-        raise ValueError(f"LSHConfig: expected {name} to be {requirement}, got {value!r}")
+        raise error(f"LSHConfig: expected {name} to be {requirement}, got {value!r}")
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,7 @@ class RehashSchedule:
     """
 
     every: int = 50
-    growth: float = 0.05
+    growth: float = 0.1
     redraw_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -110,11 +117,21 @@ class LSHConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name in (*_COUNTS, "num_hubs", "seed"):
+            _require(name, getattr(self, name), _is_int(getattr(self, name)), "an int", TypeError)
+        _require(
+            "max_active",
+            self.max_active,
+            self.max_active is None or _is_int(self.max_active),
+            "an int or None",
+            TypeError,
+        )
+        _require("rehash", self.rehash, isinstance(self.rehash, RehashSchedule), "a RehashSchedule", TypeError)
         _require("family", self.family, self.family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
         _require("bucket_policy", self.bucket_policy, self.bucket_policy in POLICIES, f"one of {POLICIES}")
         _require("selection", self.selection, self.selection in SELECTIONS, f"one of {SELECTIONS}")
         _require("strategy", self.strategy, self.strategy in STRATEGIES, f"one of {STRATEGIES}")
-        for name in ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold"):
+        for name in _COUNTS:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         _require("hashes_per_table", self.hashes_per_table, self.code_bits <= 24, "at most 24 bits a code")
         _require("probes", self.probes, self.probes <= self.num_buckets, "at most the number of buckets")
@@ -142,10 +159,10 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables for so many neurons: codes, buckets, counts, norms and the vote counters."""
+        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs and the vote counters."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
-        return 4 * (codes + buckets + 2 * out_features)
+        return 4 * (codes + buckets + 2 * out_features) + 8 * min(self.num_hubs, out_features)
 
     @classmethod
     def auto(
@@ -160,8 +177,12 @@ class LSHConfig:
             family: the hash family; the others trade retrieval for a rehash that needs no training.
 
         Raises:
-            ValueError: if no tables fit into ``memory_limit``.
+            ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
         """
+        for name, size in (("in_features", in_features), ("out_features", out_features)):
+            if size < 1:
+                raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
+        _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
         limit = memory_limit if memory_limit is not None else max(1 << 20, in_features * out_features)
         num_active = min(out_features, _DEFAULT_ACTIVE)
         for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES]:
@@ -170,6 +191,7 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
+                rehash=RehashSchedule(every=100 if family == "kmeans" else 50),
             )
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(
@@ -183,8 +205,8 @@ class LSHConfig:
 
     @staticmethod
     def _auto_hashes(family: str, out_features: int) -> int:
-        """K for buckets of a useful size: sqrt(N) / 2 neurons for centroids, some 16 neurons for bits."""
-        buckets = 2 * math.sqrt(out_features) if family == "kmeans" else out_features / 16
+        """K for buckets of a useful size: 2 * sqrt(N) neurons for centroids, some 16 neurons for bits."""
+        buckets = math.sqrt(out_features) / 2 if family == "kmeans" else out_features / 16
         return max(
             1, min(round(math.log2(max(2.0, buckets))), _MAX_CODE_BITS[family == "kmeans"]) // BITS_PER_HASH[family]
         )

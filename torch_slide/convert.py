@@ -89,6 +89,7 @@ def convert(
         if module not in replacements:
             assert isinstance(module, nn.Linear)
             replacements[module] = SparseLSHLinear.from_linear(module, lsh=lsh, sparse_grad=sparse_grad)
+            _copy_hooks(module, replacements[module])
     if optimizer is not None:
         from torch_slide.optim import attach
 
@@ -141,6 +142,8 @@ def _reason_to_keep(module: nn.Module, name: str, chosen: set[str] | None, min_o
         return "already sparse"
     if type(module) is not nn.Linear:
         return f"a {type(module).__name__}, whose behaviour the sparse layer may not keep"
+    if module._parameters.keys() != {"weight", "bias"} or "forward" in vars(module):
+        return f"a {type(module).__name__} whose weight or forward was replaced (weight_norm, pruning, a patch)"
     if chosen is not None:
         return None if name in chosen else "not among the targets"
     if module.out_features < min_out_features:
@@ -159,8 +162,16 @@ def _replace(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.M
 def _copy_hooks(old: nn.Module, new: nn.Module) -> None:
     for name in (
         "_forward_hooks",
-        "_forward_pre_hooks",
         "_forward_hooks_with_kwargs",
+        "_forward_hooks_always_called",
+        "_forward_pre_hooks",
         "_forward_pre_hooks_with_kwargs",
+        "_backward_hooks",
+        "_backward_pre_hooks",
+        "_state_dict_hooks",
+        "_state_dict_pre_hooks",
+        "_load_state_dict_pre_hooks",
+        "_load_state_dict_post_hooks",
     ):
         getattr(new, name).update(getattr(old, name))
+    new._is_full_backward_hook = old._is_full_backward_hook

@@ -117,6 +117,7 @@ def softmax_cross_entropy_(
     label_offsets: Tensor,
     label_positions: Tensor,
     label_weights: Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Softmax cross-entropy of every row over its candidates; the logits are replaced by their gradient.
 
@@ -132,6 +133,7 @@ def softmax_cross_entropy_(
         label_offsets: int64 [B + 1]; the labels of row b are ``label_offsets[b]:label_offsets[b + 1]``.
         label_positions: int64 [number of labels], places among the candidates of the row; weights of one place add up.
         label_weights: [number of labels].
+        bias: added to the logits first, shaped like ``log_weights``; one pass less than adding it before.
 
     Returns:
         The loss of every row, [B]. Non-finite logits in a row that counts make its loss NaN or inf, as in torch.
@@ -143,7 +145,7 @@ def softmax_cross_entropy_(
     """
     op = "softmax_cross_entropy_"
     _check_logits(op, logits)
-    _check_dtype(op, logits.dtype, log_weights=log_weights, smoothing=smoothing, label_weights=label_weights)
+    _check_dtype(op, logits.dtype, log_weights=log_weights, smoothing=smoothing, label_weights=label_weights, bias=bias)
     _check_dtype(op, torch.int64, row_offsets=row_offsets, label_offsets=label_offsets, label_positions=label_positions)
     loss = ops.softmax_cross_entropy_(
         logits,
@@ -153,6 +155,7 @@ def softmax_cross_entropy_(
         label_offsets.contiguous(),
         label_positions.contiguous(),
         label_weights.contiguous(),
+        None if bias is None else bias.contiguous(),
     )
     torch.autograd.graph.increment_version(logits)
     return loss

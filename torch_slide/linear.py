@@ -16,7 +16,7 @@ from torch_slide.activations import Active, SparseActivations
 from torch_slide.config import LSHConfig
 from torch_slide.logits import Source, SparseLogits
 from torch_slide.sampled import Product, sampled_activations
-from torch_slide.selection import make_selector
+from torch_slide.selection import make_selector, misfits
 from torch_slide.targets import LabelLists
 
 _STATE = "lsh."
@@ -27,6 +27,8 @@ class SparseLSHLinear(nn.Linear):
 
     Parameters, initialisation and ``eval()`` are those of nn.Linear, bit for bit. In training, with gradients enabled,
     the layer returns :class:`SparseLogits`, and the loss computes only labels and selected neurons.
+
+    Under torch.compile these logits break the graph once, and their loss runs eagerly; :meth:`loss` does not break it.
 
     Args:
         in_features: width of the input.
@@ -65,7 +67,8 @@ class SparseLSHLinear(nn.Linear):
 
     def _set_up(self, lsh: LSHConfig, role: str, sparse_grad: bool) -> None:
         self.lsh, self.role, self.sparse_grad = lsh, role, sparse_grad
-        self.selector = make_selector(self.in_features, self.out_features, lsh)
+        with torch.device("cpu"):
+            self.selector = make_selector(self.in_features, self.out_features, lsh)
 
     @classmethod
     def from_linear(
@@ -104,11 +107,10 @@ class SparseLSHLinear(nn.Linear):
         return True
 
     def _source(self, input: Tensor) -> Source:
+        self._check_input(input)
         columns = None
         if isinstance(input, SparseActivations):
             input, columns = self._active_inputs(input)
-        else:
-            self._check_input(input)
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
         return Source(
             hidden=input,
@@ -165,6 +167,11 @@ class SparseLSHLinear(nn.Linear):
             )
         if input.dtype != self.weight.dtype and not torch.is_autocast_enabled("cpu"):
             raise TypeError(f"SparseLSHLinear: expected input to be {self.weight.dtype}, got {input.dtype}")
+        if self.lsh.selection == "sample" and self.weight.dtype == torch.float16:
+            raise TypeError(
+                "SparseLSHLinear: expected weight to be float32, float64 or bfloat16 for selection='sample', got "
+                f"{self.weight.dtype}"
+            )
 
     def loss(
         self,
@@ -204,7 +211,7 @@ class SparseLSHLinear(nn.Linear):
         self.selector.rehash(self.weight, self.bias)
 
     def freeze_tables(self) -> None:
-        """Stops scheduled rehashes; the tables stay as they are until :meth:`unfreeze_tables`."""
+        """Stops scheduled rehashes; the tables, once filled, stay as they are until :meth:`unfreeze_tables`."""
         self.selector.freeze(True)
 
     def unfreeze_tables(self) -> None:
@@ -225,17 +232,14 @@ class SparseLSHLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLSHLinear:
         super()._apply(fn, recurse)
-        state = self.selector.state
-        for name, tensor in state.items():
-            moved = fn(tensor)
-            state[name] = moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        for tensor in self.selector.state.values():
+            fn(tensor)  # for what it does in place (share_memory_): tables stay on the CPU, hashes in float32
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, tensor in self.selector.state.items():
-            if name not in self.selector.derived:
-                destination[f"{prefix}{_STATE}{name}"] = tensor
+        for name, tensor in self.selector.saved.items():
+            destination[f"{prefix}{_STATE}{name}"] = tensor
 
     def _load_from_state_dict(
         self,
@@ -263,28 +267,13 @@ class SparseLSHLinear(nn.Linear):
                 self.selector.state[name].copy_(tensor)
         self.selector.restore()
 
-    def _state_problems(self, plain: dict[str, Any], loaded: dict[str, Tensor], prefix: str) -> list[str]:
+    def _state_problems(self, plain: dict[str, Any], loaded: dict[str, Any], prefix: str) -> list[str]:
         """Everything that speaks against loading, found before anything is changed."""
-        selector = self.selector
-        expected = {name: tensor for name, tensor in selector.state.items() if name not in selector.derived}
         own: dict[str, Tensor] = dict(self.named_parameters(recurse=False))
         found = {name: plain[prefix + name] for name in own if prefix + name in plain}
-        pairs = [(name, own[name], value) for name, value in found.items()]
-        pairs += [(_STATE + name, expected[name], value) for name, value in loaded.items() if name in expected]
-        problems = [
-            f"{prefix}{name}: expected a tensor of shape {tuple(mine.shape)}, got {tuple(theirs.shape)}"
-            for name, mine, theirs in pairs
-            if mine.shape != theirs.shape
-        ]
-        if loaded and loaded.keys() != expected.keys():
-            problems.append(
-                f"{prefix}lsh: expected the state of a selector {self.lsh.selector!r} of family {self.lsh.family!r} "
-                f"with {sorted(expected)}, got {sorted(loaded)}; remove the lsh.* keys to load the weights alone"
-            )
-        elif loaded and int(loaded["clock"][0]) != int(expected["clock"][0]):
-            problems.append(
-                f"{prefix}lsh.clock: expected format {int(expected['clock'][0])}, got {int(loaded['clock'][0])}"
-            )
+        problems = [prefix + problem for problem in misfits(own, found)]
+        if loaded:
+            problems += [f"{prefix}{_STATE}{problem}" for problem in self.selector.problems(loaded)]
         return problems
 
 

@@ -77,7 +77,7 @@ class Source:
 
     def flat_hidden(self) -> Tensor:
         """The hidden vectors as [number of samples, in_features], in the order of flattened targets."""
-        return self.hidden.movedim(self.class_dim, -1).flatten(0, -2)
+        return self.hidden.movedim(self.class_dim, -1).reshape(-1, self.hidden.shape[self.class_dim])
 
     def query(self, hidden: Tensor) -> Tensor:
         """What the tables are asked for: flat hidden vectors at their full width."""
@@ -97,7 +97,7 @@ class Source:
         if self.weight.untyped_storage().size() == 0 < self.weight.numel():
             raise RuntimeError(
                 "SparseLogits: expected the layer's weights to be in memory when the loss is computed, got freed "
-                "storage; with FSDP2 use reshard_after_forward=False for this layer, or layer.loss(input, target)"
+                "storage; where weights are freed after the forward pass, compute the loss inside of it"
             )
 
     def dense(self) -> Tensor:
@@ -131,8 +131,8 @@ class _Placeholder(torch.autograd.Function):
 
 _NO_GRADIENT = (
     "SparseLogits: expected the loss to be computed from the logits by cross_entropy or "
-    "binary_cross_entropy_with_logits, got backward for the logits themselves, as a reentrant checkpoint around the "
-    "layer does. Use checkpoint(use_reentrant=False), layer.loss(input, target), or .to_dense()"
+    "binary_cross_entropy_with_logits, got backward for the logits themselves, as a reentrant checkpoint or a full "
+    "backward hook around the layer does. Use checkpoint(use_reentrant=False), layer.loss(input, target) or .to_dense()"
 )
 
 
@@ -188,12 +188,15 @@ class SparseLogits(Tensor):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
+        if name == "__get__":
+            name = func.__self__.__name__  # type: ignore[attr-defined]
         if name == "backward":
             raise RuntimeError(_NO_GRADIENT)
         if name in ("register_hook", "retain_grad", "__set__"):
             raise RuntimeError(
-                f"SparseLogits: expected an operation on values, got {name}: these logits are never computed and "
-                "have no gradient; use .to_dense() for exact ones"
+                f"SparseLogits: expected an operation on values, got {name}, as FSDP2 applies to what a module "
+                "returns: these logits are never computed and have no gradient; compute the loss inside the wrapped "
+                "module, or use .to_dense()"
             )
         return func(*_densified(args, name), **_densified(kwargs, name))
 
@@ -242,7 +245,7 @@ _METADATA: set[Callable[..., Any]] = {
     for name in (
         "shape", "dtype", "device", "layout", "requires_grad", "grad_fn", "is_leaf", "ndim", "itemsize",
         "is_sparse", "is_sparse_csr", "is_quantized", "is_nested", "is_cuda", "is_cpu", "is_meta", "is_mkldnn",
-        "_version", "grad", "output_nr", "nbytes",
+        "_version", "_base", "grad", "output_nr", "nbytes",
     )
 } | {
     Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.is_floating_point,

@@ -211,9 +211,12 @@ def softmax_cross_entropy(
     label_offsets: Tensor,
     label_positions: Tensor,
     label_weights: Tensor,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Loss [B] of functional.softmax_cross_entropy_, differentiable by autograd; the logits are left alone."""
     log_weights = _per_candidate(log_weights, row_offsets)
+    if bias is not None:
+        logits = logits + _per_candidate(bias, row_offsets)
     if smoothing is not None:
         smoothing = _per_candidate(smoothing, row_offsets)
     losses = []
@@ -223,7 +226,7 @@ def softmax_cross_entropy(
         if smoothing is not None:
             target = target + smoothing[row]
         if labels.start == labels.stop or target.sum() == 0:
-            losses.append(z[:0].sum())  # 0, whatever the logits, and tied to them
+            losses.append(z[:0].sum())  # 0, whatever the logits, with a gradient of 0
         else:
             log_softmax = z - torch.logsumexp(z + log_weights[row], 0)
             losses.append(-(target * log_softmax)[target != 0].sum())

@@ -145,6 +145,10 @@ def loss_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Loss of each sample [B]; then what :func:`loss_backward` wants: row offsets, gathered rows, logit gradient."""
     offsets = torch.arange(len(hidden) + 1) * len(terms.ids) if terms.shared else terms.group_offsets
+    # The loss adds the bias on its way; addmm would first write it to all of [B, C].
+    late_bias = None
+    if terms.shared and bias is not None and product.scale == 1.0 and not product.bce:
+        late_bias, bias = bias.index_select(0, terms.ids).to(terms.log_weights.dtype), None
     logits, rows = _gathered_product(
         hidden, weight, bias, terms.ids, offsets, columns, terms.shared, product.dtype(hidden, weight)
     )
@@ -157,7 +161,9 @@ def loss_forward(
             logits, offsets, terms.log_weights, *labels, terms.class_weight, terms.pos_weight
         )
     else:
-        loss = functional.softmax_cross_entropy_(logits, offsets, terms.log_weights, terms.smoothing, *labels)
+        loss = functional.softmax_cross_entropy_(
+            logits, offsets, terms.log_weights, terms.smoothing, *labels, bias=late_bias
+        )
     return loss, offsets, rows, logits
 
 

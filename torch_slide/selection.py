@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch_slide import dirty, functional
 from torch_slide.config import STRATEGIES, LSHConfig
 from torch_slide.tables import HashTables
+from torch_slide.targets import row_of
 
 FORMAT = 1
 # Fields of Selector.state["clock"].
@@ -53,6 +54,12 @@ class Candidates:
     log_weights: Tensor
     label_positions: Tensor
     shared: bool
+
+    @classmethod
+    def none(cls, shared: bool) -> Candidates:
+        """Those of an empty batch."""
+        ids, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(2 if shared else 1, dtype=torch.int64)
+        return cls(ids, offsets, ids.byte(), ids.float(), ids, shared)
 
 
 SELECTORS: dict[str, type[Selector]] = {}
@@ -137,14 +144,15 @@ class Selector:
         Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
         checkpoint evaluates the loss again.
         """
-        if _in_backward() or not bool(torch.isfinite(hidden).all()):
+        # A sum is finite only if all its terms are; that it overflows is no reason to stop.
+        if _in_backward() or not (math.isfinite(float(hidden.sum())) or bool(torch.isfinite(hidden).all())):
             return
         clock, timers = self.state["clock"], self.state["timers"]
-        _, draws, _, next_rehash, frozen = clock.tolist()
+        _, draws, rehashes, next_rehash, frozen = clock.tolist()
         now = time.perf_counter()
         if timers[1] == 0:
             timers[1] = now
-        if draws >= next_rehash and not frozen:
+        if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
         clock[_DRAWS] += 1
 
@@ -158,10 +166,24 @@ class Selector:
         draw: Tensor,
         advance: bool,
     ) -> Candidates:
-        """:meth:`advance`, if this loss has gradients, then :meth:`select`."""
+        """:meth:`advance`, if this loss has gradients, then :meth:`select`; labels beyond the budget change nothing."""
+        if len(hidden) == 0:
+            return Candidates.none(self.config.selection == "batch")
+        self._check_budget(labels, label_offsets)
         if advance:
             self.advance(hidden, weight, bias)
         return self.select(hidden, labels, label_offsets, draw)
+
+    def _check_budget(self, labels: Tensor, label_offsets: Tensor) -> None:
+        most = self.config.max_active
+        if most is None or len(labels) <= most:
+            return
+        if self.config.selection == "sample":  # a label counts once in each sample
+            labels = labels + row_of(label_offsets, len(labels)) * self.out_features
+        owners = labels.unique() // self.out_features
+        found = int(owners.bincount().max())
+        if found > most:
+            raise ValueError(f"LSHConfig: expected labels to be at most max_active = {most}, got {found}")
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -182,6 +204,25 @@ class Selector:
         """The weights were replaced: rehash before the next selection."""
         self.state["clock"][_REHASHES] = 0
         self.state["clock"][_NEXT_REHASH] = 0
+
+    @property
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint holds."""
+        return {name: tensor for name, tensor in self.state.items() if name not in self.derived}
+
+    def problems(self, loaded: dict[str, Any]) -> list[str]:
+        """What speaks against loading these instead of :attr:`saved`; each names the tensor."""
+        expected = self.saved
+        if loaded.keys() != expected.keys():
+            return [
+                f"*: expected the state of a selector {self.config.selector!r} of family {self.config.family!r} with "
+                f"{sorted(expected)}, got {sorted(loaded)}; remove the lsh.* keys to load the weights alone"
+            ]
+        if problems := misfits(expected, loaded):
+            return problems
+        if (found := int(loaded["clock"][_FORMAT])) != FORMAT:
+            return [f"clock: expected format {FORMAT}, got {found}"]
+        return []
 
     def restore(self) -> None:
         """Recomputes the derived tensors after the others were loaded."""
@@ -291,6 +332,17 @@ class LSHSelector(Selector):
             changed = None
         self.tables.insert(weight, bias, changed)
 
+    def problems(self, loaded: dict[str, Any]) -> list[str]:
+        """As the base class, with codes that are no bucket numbers."""
+        if problems := super().problems(loaded):
+            return problems
+        least, most = torch.aminmax(loaded["codes"])
+        if int(loaded["clock"][_REHASHES]) > 0 and not 0 <= int(least) <= int(most) < self.config.num_buckets:
+            return [
+                f"codes: expected bucket numbers in [0, {self.config.num_buckets}), got {int(least)} to {int(most)}"
+            ]
+        return []
+
     def restore(self) -> None:
         """Fills the buckets from the loaded codes."""
         if self.state["clock"][_REHASHES] > 0:
@@ -303,6 +355,19 @@ class LSHSelector(Selector):
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
         return {**super().stats(), "overflow": self.tables.overflow}
+
+
+def misfits(expected: dict[str, Tensor], loaded: dict[str, Any]) -> list[str]:
+    """Which of the loaded values are not tensors of the expected shapes."""
+
+    def shape(value: Any) -> str:
+        return str(tuple(value.shape)) if isinstance(value, Tensor) else repr(value)
+
+    return [
+        f"{name}: expected a tensor of shape {shape(expected[name])}, got {shape(value)}"
+        for name, value in loaded.items()
+        if shape(value) != shape(expected[name])
+    ]
 
 
 def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Selector:

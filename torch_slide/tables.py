@@ -19,7 +19,7 @@ _CHUNK = 4096
 # it are hashed by their direction alone; they are the hubs, which are candidates anyway.
 _BEYOND_NORM = 0.01
 # Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row.
-_NORM_DRIFT = 1.25
+_NORM_DRIFT = 1.4
 
 
 class HashTables:

@@ -58,6 +58,8 @@ def from_indices(
         raise ValueError(f"{op}: expected target to be of shape {tuple(batch)}, got {tuple(target.shape)}")
     if target.dtype not in (torch.int64, torch.uint8):
         raise TypeError(f"{op}: expected target to be int64 class numbers or probabilities, got {target.dtype}")
+    if target.device.type != "cpu":
+        raise ValueError(f"{op}: expected target to be on the CPU, got {target.device}")
     flat = target.reshape(-1).long()
     kept = flat != ignore_index
     ids = flat[kept]

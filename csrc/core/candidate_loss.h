@@ -20,6 +20,13 @@ struct RowLabels {
   int64_t size;
 };
 
+// Adds a bias, if there is one, to the logits.
+template <typename T>
+void add_bias(const Candidates<T>& row, const T* bias) {
+  if (bias == nullptr) return;
+  for (int64_t j = 0; j < row.size; ++j) row.logits[j] += bias[j];
+}
+
 // s * log sum_j exp(z_j + a_j) - sum_j T_j z_j, where T are the labels' shares plus smoothing (may be null) and s is
 // their sum. Labels may repeat: their shares add up. A row without labels, or with s = 0, is ignored: loss and gradient
 // are exactly 0, whatever the logits.

@@ -1,6 +1,7 @@
 #include "core/select.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "core/random.h"
 
@@ -11,6 +12,7 @@ enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4 };
 
 void Selector::reserve(int64_t num_rows, int64_t num_buckets) {
   if (static_cast<int64_t>(votes_.size()) < num_rows) votes_.resize(num_rows, 0);
+  if (static_cast<int64_t>(present_.size()) * 64 < num_rows) present_.resize((num_rows + 63) / 64, 0);
   if (static_cast<int64_t>(tally_.size()) < num_buckets) tally_.resize(num_buckets, 0);
 }
 
@@ -72,29 +74,41 @@ void Selector::collect_in_table_order(const Group& group, const TablesQuery& tab
       }
 }
 
-// Most votes first, ties in an order that changes from draw to draw.
+// Most votes first, ties in an order that changes from draw to draw; taken in the order of discovery.
 void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
-  const Stream stream(seed, kTieBreak);
   const uint32_t least = budget.strategy == Strategy::threshold ? static_cast<uint32_t>(budget.threshold) : 1u;
+  hits_.clear();
+  for (const int32_t row : touched_) {
+    const uint32_t votes = votes_[row];
+    if ((votes & kTaken) == 0 && votes >= least) hits_.push_back({row, votes});
+  }
+  if (static_cast<int64_t>(hits_.size()) <= wanted) {
+    for (const Hit& hit : hits_) take(hit.row, Kind::hit);
+    return;
+  }
+  if (wanted <= 0) return;
+
   ranking_.clear();
-  for (size_t i = 0; i < touched_.size(); ++i) {
-    const uint32_t votes = votes_[touched_[i]];
-    if ((votes & kTaken) == 0 && votes >= least) ranking_.push_back(static_cast<uint64_t>(votes) << 32 | i);
+  for (const Hit& hit : hits_) ranking_.push_back(hit.votes);
+  std::nth_element(ranking_.begin(), ranking_.begin() + (wanted - 1), ranking_.end(), std::greater<>());
+  const uint64_t enough = ranking_[wanted - 1];
+
+  // Rows with just enough votes: those of the smallest priorities.
+  const Stream stream(seed, kTieBreak);
+  int64_t tied = wanted;
+  ranking_.clear();
+  for (const Hit& hit : hits_) {
+    if (hit.votes > enough) --tied;
+    if (hit.votes == enough) ranking_.push_back(stream.bits(hit.row));
   }
-  if (static_cast<int64_t>(ranking_.size()) > wanted) {
-    const auto before = [&](uint64_t a, uint64_t b) {
-      if (a >> 32 != b >> 32) return a >> 32 > b >> 32;
-      const int32_t row_a = touched_[a & 0xffffffffu], row_b = touched_[b & 0xffffffffu];
-      const uint64_t priority_a = stream.bits(row_a), priority_b = stream.bits(row_b);
-      return priority_a != priority_b ? priority_a < priority_b : row_a < row_b;
-    };
-    std::nth_element(ranking_.begin(), ranking_.begin() + wanted, ranking_.end(), before);
-    ranking_.resize(wanted);
+  std::nth_element(ranking_.begin(), ranking_.begin() + (tied - 1), ranking_.end());
+  const uint64_t last = ranking_[tied - 1];
+  for (const Hit& hit : hits_) {
+    const bool chosen = hit.votes > enough || (hit.votes == enough && tied > 0 && stream.bits(hit.row) <= last);
+    if (!chosen) continue;
+    tied -= hit.votes == enough;
+    take(hit.row, Kind::hit);
   }
-  // The order of nth_element's head is unspecified; the order of discovery is not.
-  std::sort(ranking_.begin(), ranking_.end(),
-            [](uint64_t a, uint64_t b) { return (a & 0xffffffffu) < (b & 0xffffffffu); });
-  for (const uint64_t key : ranking_) take(touched_[key & 0xffffffffu], Kind::hit);
 }
 
 void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
@@ -123,9 +137,25 @@ void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
   }
 }
 
+// By a bitmap of the rows: a pass over N / 64 words costs less than comparisons.
+void Selector::sort_chosen(int64_t num_rows) {
+  for (const Candidate& candidate : chosen_) {
+    present_[candidate.id / 64] |= uint64_t{1} << candidate.id % 64;
+    votes_[candidate.id] = static_cast<uint32_t>(candidate.kind);
+  }
+  size_t next = 0;
+  for (int64_t word = 0; word * 64 < num_rows; ++word) {
+    for (uint64_t bits = present_[word]; bits != 0; bits &= bits - 1) {
+      const auto id = static_cast<int32_t>(word * 64 + __builtin_ctzll(bits));
+      chosen_[next++] = {id, static_cast<Kind>(votes_[id])};
+    }
+    present_[word] = 0;
+  }
+}
+
 Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                        const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
-                        int64_t* label_positions) {
+                        const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
+                        std::vector<Kind>& kinds, int64_t* label_positions) {
   reserve(budget.num_rows, tables.num_tables * tables.num_buckets);
   chosen_.clear();
   touched_.clear();
@@ -154,12 +184,11 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
     collect_in_table_order(group, tables, hit_budget, seed);
   counts.hits = static_cast<int64_t>(chosen_.size()) - before_hits;
   for (int64_t i = 0; i < counts.labels; ++i) counts.found_labels += (votes_[chosen_[i].id] & ~kTaken) != 0;
-  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, seed);
+  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);
   counts.uniform = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
 
-  if (budget.sorted)
-    std::sort(chosen_.begin(), chosen_.end(), [](const Candidate& a, const Candidate& b) { return a.id < b.id; });
   for (const int32_t row : touched_) votes_[row] = 0;
+  if (budget.sorted) sort_chosen(budget.num_rows);
   for (size_t i = 0; i < chosen_.size(); ++i) {
     ids.push_back(chosen_[i].id);
     kinds.push_back(chosen_[i].kind);

@@ -41,19 +41,25 @@ struct Counts {
 class Selector {
  public:
   // Appends the group's ids and kinds, and for every label of the group its position among these ids.
+  // tail_seed is the same for all groups of a batch: each tail is uniform, and together they touch few rows.
   Counts select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                const Budget& budget, uint64_t seed, std::vector<int64_t>& ids, std::vector<Kind>& kinds,
-                int64_t* label_positions);
+                const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
+                std::vector<Kind>& kinds, int64_t* label_positions);
 
  private:
   struct Candidate {
     int32_t id;
     Kind kind;
   };
+  struct Hit {
+    int32_t row;
+    uint32_t votes;
+  };
   void reserve(int64_t num_rows, int64_t num_buckets);
   void vote(const Group& group, const TablesQuery& tables);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
   void rank_hits(int64_t wanted, const Budget& budget, uint64_t seed);
+  void sort_chosen(int64_t num_rows);
   void draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed);
   void take(int64_t id, Kind kind);
   bool taken(int64_t id) const { return (votes_[id] & kTaken) != 0; }
@@ -64,7 +70,9 @@ class Selector {
   std::vector<uint32_t> tally_;          // [L * num_buckets], zero between calls
   std::vector<int64_t> probed_;          // buckets with a tally
   std::vector<int32_t> touched_;         // rows with a vote
-  std::vector<uint64_t> ranking_;        // (votes, priority) keys of the hits
+  std::vector<uint64_t> present_;        // [N] bits, zero between calls
+  std::vector<Hit> hits_;
+  std::vector<uint64_t> ranking_;  // votes, then priorities, of which only the order counts
   std::vector<Candidate> chosen_;
 };
 

@@ -56,4 +56,12 @@ inline const int64_t* checked_indices(const Tensor& tensor, int64_t bound, const
   return indices;
 }
 
+// Bucket numbers.
+inline void check_codes(const int32_t* codes, int64_t num, int64_t num_buckets, const char* op, const char* argument) {
+  for (int64_t i = 0; i < num; ++i)
+    if (codes[i] < 0 || codes[i] >= num_buckets)
+      reject(op, argument, "bucket numbers in [0, " + std::to_string(num_buckets) + ")",
+             std::to_string(codes[i]) + " at " + std::to_string(i));
+}
+
 }  // namespace ts

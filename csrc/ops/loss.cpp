@@ -78,15 +78,19 @@ struct LossArguments {
 template <typename T>
 Tensor softmax_cross_entropy_of(const Tensor& logits, const Tensor& row_offsets, const Tensor& log_weights,
                                 const std::optional<Tensor>& smoothing, const Tensor& label_offsets,
-                                const Tensor& label_positions, const Tensor& label_weights) {
+                                const Tensor& label_positions, const Tensor& label_weights,
+                                const std::optional<Tensor>& bias) {
   constexpr const char* op = "softmax_cross_entropy_";
   const LossArguments<T> args(op, logits, row_offsets, log_weights, label_offsets, label_positions, label_weights);
   const PerCandidate<T> smooth(smoothing, args.rows, args.num_rows, op, "smoothing");
+  const PerCandidate<T> biases(bias, args.rows, args.num_rows, op, "bias");
   Tensor loss = empty<T>({args.num_rows});
   T* const losses = mutable_data<T>(loss, op, "loss");
   torch::stable::parallel_for(0, args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b)
+    for (int64_t b = begin; b < end; ++b) {
+      add_bias(args.candidates(b), biases.row(args.rows[b]));
       losses[b] = softmax_cross_entropy(args.candidates(b), smooth.row(args.rows[b]), args.labels(b));
+    }
   });
   return loss;
 }
@@ -114,10 +118,11 @@ Tensor bce_with_logits_of(const Tensor& logits, const Tensor& row_offsets, const
 
 Tensor softmax_cross_entropy_(const Tensor& logits, const Tensor& row_offsets, const Tensor& log_weights,
                               const std::optional<Tensor>& smoothing, const Tensor& label_offsets,
-                              const Tensor& label_positions, const Tensor& label_weights) {
+                              const Tensor& label_positions, const Tensor& label_weights,
+                              const std::optional<Tensor>& bias) {
   const auto run =
       logits.scalar_type() == ScalarType::Double ? &softmax_cross_entropy_of<double> : &softmax_cross_entropy_of<float>;
-  return run(logits, row_offsets, log_weights, smoothing, label_offsets, label_positions, label_weights);
+  return run(logits, row_offsets, log_weights, smoothing, label_offsets, label_positions, label_weights, bias);
 }
 
 Tensor bce_with_logits_(const Tensor& logits, const Tensor& row_offsets, const Tensor& log_weights,
@@ -131,7 +136,7 @@ Tensor bce_with_logits_(const Tensor& logits, const Tensor& row_offsets, const T
 STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
   m.def(
       "softmax_cross_entropy_(Tensor(a!) logits, Tensor row_offsets, Tensor log_weights, Tensor? smoothing, "
-      "Tensor label_offsets, Tensor label_positions, Tensor label_weights) -> Tensor");
+      "Tensor label_offsets, Tensor label_positions, Tensor label_weights, Tensor? bias=None) -> Tensor");
   m.def(
       "bce_with_logits_(Tensor(a!) logits, Tensor row_offsets, Tensor log_weights, Tensor label_offsets, "
       "Tensor label_positions, Tensor label_targets, Tensor? class_weight, Tensor? pos_weight) -> Tensor");

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/random.h"
+#include "ops/checks.h"
 #include "ops/common.h"
 
 namespace ts {
@@ -45,26 +46,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
                                                           int64_t strategy, int64_t threshold, bool sorted,
                                                           bool correction, int64_t seed) {
   constexpr const char* op = "select";
-  const int64_t* const label_ids = data<int64_t>(labels, op, "labels");
-  const int64_t* const offsets = data<int64_t>(label_offsets, op, "label_offsets");
+  const int64_t* const label_ids = checked_indices(labels, num_rows, op, "labels");
+  const int64_t* const offsets = checked_offsets(label_offsets, labels.numel(), op, "label_offsets");
   const int64_t num_groups = label_offsets.numel() - 1;
-  require(num_groups >= 1 && offsets[0] == 0 && offsets[num_groups] == labels.numel(), op, "label_offsets",
-          "offsets into labels");
-  for (int64_t i = 0; i < labels.numel(); ++i)
-    if (label_ids[i] < 0 || label_ids[i] >= num_rows)
-      throw std::out_of_range("select: expected labels to be in [0, " + std::to_string(num_rows) + "), got " +
-                              std::to_string(label_ids[i]));
-  const int64_t* const hub_ids = data<int64_t>(hubs, op, "hubs");
-  for (int64_t i = 0; i < hubs.numel(); ++i)
-    require(hub_ids[i] >= 0 && hub_ids[i] < num_rows, op, "hubs", "row numbers");
+  if (num_groups < 1) reject(op, "label_offsets", "those of at least one group", "none");
+  const int64_t* const hub_ids = checked_indices(hubs, num_rows, op, "hubs");
   require(query_codes.dim() == 3 && query_codes.size(0) % num_groups == 0, op, "query_codes", "[queries, L, probes]");
   require(buckets.dim() == 3 && bucket_counts.dim() == 2, op, "buckets", "[L, num_buckets, capacity]");
   const TablesQuery tables{data<int32_t>(buckets, op, "buckets"), data<int32_t>(bucket_counts, op, "bucket_counts"),
                            query_codes.size(1), buckets.size(1), buckets.size(2)};
   require(tables.num_tables <= buckets.size(0), op, "query_codes", "of the tables' L");
   const int32_t* const codes = data<int32_t>(query_codes, op, "query_codes");
-  for (int64_t i = 0; i < query_codes.numel(); ++i)
-    require(codes[i] >= 0 && codes[i] < tables.num_buckets, op, "query_codes", "bucket numbers");
+  check_codes(codes, query_codes.numel(), tables.num_buckets, op, "query_codes");
   for (int64_t g = 0; max_active > 0 && g < num_groups; ++g) {
     const int64_t num = offsets[g + 1] - offsets[g];
     if (num > max_active && distinct(label_ids + offsets[g], num) > max_active)
@@ -86,8 +79,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
       const Group group{label_ids + offsets[g], offsets[g + 1] - offsets[g],
                         codes + g * queries * tables.num_tables * probes, queries, probes};
       GroupResult& result = groups[g];
-      result.counts = selector.select(group, hub_ids, hubs.numel(), tables, budget, combine(step_seed, g), result.ids,
-                                      result.kinds, label_positions + offsets[g]);
+      result.counts = selector.select(group, hub_ids, hubs.numel(), tables, budget, combine(step_seed, g), step_seed,
+                                      result.ids, result.kinds, label_positions + offsets[g]);
     }
   });
 

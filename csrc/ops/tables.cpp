@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "ops/checks.h"
 #include "ops/common.h"
 
 namespace ts {
@@ -34,15 +35,12 @@ void update_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& co
                     const Tensor& new_codes, int64_t policy, int64_t seed) {
   constexpr const char* op = "update_tables_";
   const TablesView tables = view(codes, buckets, counts, op);
-  const int64_t* const moved = data<int64_t>(rows, op, "rows");
+  const int64_t* const moved = checked_indices(rows, tables.num_rows, op, "rows");
   const int32_t* const to = data<int32_t>(new_codes, op, "new_codes");
   const int64_t num = rows.numel();
   require(new_codes.dim() == 2 && new_codes.size(0) == num && new_codes.size(1) == tables.num_tables, op, "new_codes",
           "[len(rows), L]");
-  for (int64_t i = 0; i < num; ++i)
-    require(moved[i] >= 0 && moved[i] < tables.num_rows, op, "rows", "row numbers of the tables");
-  for (int64_t i = 0; i < num * tables.num_tables; ++i)
-    require(to[i] >= 0 && to[i] < tables.num_buckets, op, "new_codes", "bucket numbers");
+  check_codes(to, num * tables.num_tables, tables.num_buckets, op, "new_codes");
 
   std::vector<uint8_t> touched(static_cast<size_t>(tables.num_tables * tables.num_buckets), 0);
   torch::stable::parallel_for(0, tables.num_tables, 1, [&](int64_t begin, int64_t end) {
@@ -63,8 +61,7 @@ void update_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& co
 void fill_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& counts, int64_t policy, int64_t seed) {
   constexpr const char* op = "fill_tables_";
   const TablesView tables = view(codes, buckets, counts, op);
-  for (int64_t i = 0; i < tables.num_tables * tables.num_rows; ++i)
-    require(tables.codes[i] >= 0 && tables.codes[i] < tables.num_buckets, op, "codes", "bucket numbers");
+  check_codes(tables.codes, tables.num_tables * tables.num_rows, tables.num_buckets, op, "codes");
   const int64_t parts = parts_per_table(tables.num_tables);
   torch::stable::parallel_for(0, tables.num_tables * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -25,11 +26,11 @@ class Progress:
         self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
 
     def advance(self, amount: float = 1, note: str = "") -> None:
-        """Moves on, and shows a short note beside it (such as the loss)."""
-        self._done += amount
+        """Moves on, to the total at most, and shows a short note beside it (such as the loss)."""
+        self._done = min(self._done + amount, self._total)
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(amount)
+            self._bar.update(min(amount, self._bar.total - self._bar.n))
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             done = f"{self._done:.0f} of {self._total:.0f} {self._unit}s"
@@ -63,7 +64,15 @@ def _tqdm_bar(title: str, total: float, unit: str, initial: float) -> Any:
         from tqdm import tqdm
     except ModuleNotFoundError:
         return None
-    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}] {postfix}"
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} {unit} [{elapsed}<{remaining}{postfix}]"
+    size = shutil.get_terminal_size()  # 80 x 24 where tqdm would see 0 x 0 and show nothing (bare containers).
     return tqdm(
-        total=total, desc=title, unit=unit + "s", initial=initial, bar_format=layout, dynamic_ncols=True, leave=False
+        total=total,
+        desc=title,
+        unit=unit + "s",
+        initial=initial,
+        bar_format=layout,
+        ncols=size.columns,
+        nrows=size.lines,
+        leave=False,
     )

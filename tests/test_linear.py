@@ -1,0 +1,604 @@
+"""The layer as a module: construction, dense paths, bad input, control."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from layer_cases import IN, KINDS, OUT, assert_same_tensors, batch, layer, tensors_of, train
+from torch import nn
+
+import torch_slide as ts
+from torch_slide import logits as logits_module
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_is_an_nn_linear_with_its_initialisation(bias, kind):
+    head = layer(kind, bias=bias)
+    torch.manual_seed(1)
+    linear = nn.Linear(IN, OUT, bias=bias)
+    assert isinstance(head, nn.Linear)
+    assert [name for name, _ in head.named_parameters()] == [name for name, _ in linear.named_parameters()]
+    assert_same_tensors(dict(head.named_parameters()), dict(linear.named_parameters()))
+    assert not list(head.buffers())
+    # Nothing else was drawn from torch's generator.
+    torch.manual_seed(1)
+    nn.Linear(IN, OUT, bias=bias)
+    expected = torch.rand(1)
+    layer(kind, bias=bias)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 0, 3), (0,), (2, 1, 3, 2)])
+@pytest.mark.parametrize("role", ["output", "hidden"])
+def test_eval_is_nn_linear_bit_for_bit(shape, role):
+    head = layer(role=role)
+    train_x, y = batch(0)
+    if role == "output":
+        F.cross_entropy(head(train_x), y).backward()
+    head.eval()
+    x = torch.randn(*shape, IN, requires_grad=True)
+    out, expected = head(x), F.linear(x, head.weight, head.bias)
+    assert type(out) is torch.Tensor
+    assert torch.equal(out, expected)
+    grads = [torch.autograd.grad(z.square().sum(), (x, head.weight, head.bias)) for z in (out, expected)]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_without_gradients_training_is_dense():
+    head = layer()
+    x, y = batch(0)
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(head(x), F.linear(x, head.weight, head.bias))
+            assert torch.equal(head.loss(x, y), F.cross_entropy(F.linear(x, head.weight, head.bias), y))
+
+
+def test_export_and_trace_are_dense():
+    head = layer()
+    x, _ = batch(0)
+    expected = F.linear(x, head.weight, head.bias)
+    exported = torch.export.export(head, (x,)).module()
+    torch.testing.assert_close(exported(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(head, (x,))
+    torch.testing.assert_close(traced(x), expected)
+
+
+@pytest.mark.parametrize("out_features", [1, 2])
+@pytest.mark.parametrize("lsh", [None, ts.LSHConfig(num_active=1, hashes_per_table=2), KINDS["uniform"]])
+def test_very_few_neurons(out_features, lsh):
+    head = ts.SparseLSHLinear(3, out_features, lsh=lsh)
+    x, y = torch.randn(5, 3, requires_grad=True), torch.zeros(5, dtype=torch.int64)
+    loss, expected = F.cross_entropy(head(x), y), F.cross_entropy(F.linear(x, head.weight, head.bias), y)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(value, head.weight)[0] for value in (loss, expected)))
+
+
+@pytest.mark.parametrize("num_active", [OUT, OUT + 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_every_neuron_active_training_is_nn_linear(num_active, kind):
+    torch.manual_seed(1)
+    head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS[kind].replace(num_active=num_active))
+    x, y = batch(0)
+    out = head(x)
+    assert torch.equal(out, F.linear(x, head.weight, head.bias))
+    losses = F.cross_entropy(out, y), F.cross_entropy(F.linear(x, head.weight, head.bias), y), head.loss(x, y)
+    first, *others = (torch.autograd.grad(loss, (head.weight, head.bias)) for loss in losses)
+    assert all(torch.equal(a, b) for other in others for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(), (16,), (4, 4), (2, 2, 4), (1, 16, 1)])
+def test_leading_shapes(kind, shape):
+    head = layer(kind, dtype=torch.float64)
+    x = torch.randn(*shape, IN, dtype=torch.float64)
+    y = torch.randint(0, OUT, shape)
+    twin = copy.deepcopy(head)
+    loss = head.loss(x, y, reduction="none")
+    assert loss.shape == shape
+    other = F.cross_entropy(twin(x).reshape(-1, OUT), y.reshape(-1), reduction="none")
+    assert torch.equal(loss.flatten(), other)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strides_do_not_matter(kind):
+    head = layer(kind)
+    x, y = batch(0)
+    wide = torch.randn(2 * IN, 32)
+    wide.T[::2, ::2].copy_(x)
+    strided = wide.T[::2, ::2]
+    y_strided = torch.stack([y, y], dim=1)[:, 0]
+    assert not strided.is_contiguous()
+    assert not y_strided.is_contiguous()
+    losses = [copy.deepcopy(head).loss(a, b) for a in (x, strided) for b in (y, y_strided)]
+    assert all(torch.equal(losses[0], other) for other in losses)
+
+
+def test_a_weight_of_any_stride():
+    head, twin = layer(), layer()
+    twin.weight = nn.Parameter(head.weight.detach().T.contiguous().T)
+    assert not twin.weight.is_contiguous()
+    for kind in ("simhash", "sample"):
+        head, twin = layer(kind), layer(kind)
+        twin.weight = nn.Parameter(head.weight.detach().T.contiguous().T)
+        x, y = batch(0)
+        losses = [h.loss(x, y) for h in (head, twin)]
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(
+            torch.autograd.grad(losses[0], head.weight), torch.autograd.grad(losses[1], twin.weight)
+        )
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ((0, 5), "in_features", "0"), ((5, 0), "out_features", "0"), ((5, -3), "out_features", "-3"),
+        ((5, 7, True, "both"), "role", "'both'"),
+    ],
+)  # fmt: skip
+def test_bad_construction(arguments, name, value):
+    options = {"role": arguments[3]} if len(arguments) > 3 else {}
+    with pytest.raises(ValueError, match=f"SparseLSHLinear: expected {name} to be .*got {value}"):
+        ts.SparseLSHLinear(*arguments[:3], **options)
+
+
+@pytest.mark.parametrize("changes", [{"hashes_per_table": 24}, {"bucket_size": 10**9}, {"num_tables": 10**9}])
+def test_tables_that_no_memory_holds(changes):
+    config = ts.LSHConfig(**{"num_tables": 2000, "bucket_size": 5000, **changes})
+    with pytest.raises(ValueError, match=r"fit into this machine's [0-9.]+ GiB, got [0-9.]+ GiB; lower num_tables"):
+        ts.SparseLSHLinear(IN, OUT, lsh=config)
+
+
+def bad_calls():
+    x, y = batch(0)
+    above, below = y.clone(), y.clone()
+    above[3], below[5] = OUT, -1
+    return {
+        "label above": (x, above, IndexError, rf"target to be class numbers in \[0, {OUT}\), got {OUT} at label 3"),
+        "label below": (x, below, IndexError, rf"target to be class numbers in \[0, {OUT}\), got -1 at label 5"),
+        "targets of another length": (x, y[:-1], ValueError, r"target to be of shape \(16,\), got \(15,\)"),
+        "targets of another shape": (x, y[:, None], ValueError, r"target to be of shape \(16,\), got \(16, 1\)"),
+        "targets of another dtype": (x, y.int(), TypeError, "target to be int64 class numbers.*got torch.int32"),
+        "width": (x[:, :-1], y, ValueError, rf"input to be of width {IN}, got shape \(16, {IN - 1}\)"),
+        "no width": (x.sum(), y, ValueError, rf"input to be of width {IN}, got shape \(\)"),
+        "dtype": (x.double(), y, TypeError, "input to be torch.float32, got torch.float64"),
+        "integers": (x.long(), y, TypeError, "input to be torch.float32, got torch.int64"),
+        "device": (x.to("meta"), y, ValueError, "input and weight to be on the CPU, got meta and cpu"),
+        "device of the targets": (x, y.to("meta"), ValueError, "target to be on the CPU, got meta"),
+        "shape of probabilities": (x, torch.rand(16, 7), ValueError, rf"of shape \(16, {OUT}\), got \(16, 7\)"),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", bad_calls())
+@pytest.mark.parametrize("form", ["lazy", "explicit"])
+def test_a_bad_call_changes_nothing(kind, name, form):
+    head = layer(kind)
+    head.loss(*batch(7))
+    x, y, error, message = bad_calls()[name]
+    before = tensors_of(head)
+    with pytest.raises(error, match=message):
+        head.loss(x, y) if form == "explicit" else F.cross_entropy(head(x), y)
+    assert_same_tensors(tensors_of(head), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_labels_beyond_max_active_change_nothing(kind):
+    torch.manual_seed(1)
+    head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS[kind].replace(max_active=3))
+    before = tensors_of(head)
+    x = torch.randn(2, IN)
+    many = (torch.tensor([1, 2, 3, 4, 1, 9]), torch.tensor([0, 5]))
+    with pytest.raises(ValueError, match=r"max_active = 3, got (4|5)"):
+        head.loss(x, many)
+    assert_same_tensors(tensors_of(head), before)
+    few = (torch.tensor([1, 2, 3, 3, 3, 1]), torch.tensor([0, 5]))
+    assert head.loss(x, few).isfinite()
+
+
+def test_weights_that_are_not_on_the_cpu():
+    head = layer(device="meta")
+    with pytest.raises(ValueError, match="on the CPU, got meta and meta"):
+        head(torch.empty(2, IN, device="meta"))
+    assert head.eval()(torch.empty(2, IN, device="meta")).shape == (2, OUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+def test_an_empty_batch_gives_what_torch_gives(kind, reduction, shape):
+    head = layer(kind)
+    x, y = torch.randn(*shape, IN, requires_grad=True), torch.zeros(shape, dtype=torch.int64)
+    before = tensors_of(head)
+    mine = head.loss(x, y, reduction=reduction)
+    lazy = F.cross_entropy(head(x).reshape(-1, OUT), y.reshape(-1), reduction=reduction)
+    theirs = F.cross_entropy(
+        F.linear(x, head.weight, head.bias).movedim(-1, 1 if x.dim() > 1 else 0), y, reduction=reduction
+    )
+    assert torch.equal(mine.isnan(), theirs.isnan())
+    assert mine.shape == theirs.shape
+    assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+    assert torch.equal(lazy.nan_to_num().flatten(), mine.nan_to_num().flatten())
+    mine.sum().backward()
+    assert x.grad.shape == x.shape
+    assert_same_tensors(tensors_of(head), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_but_ignored_samples(kind):
+    head = layer(kind)
+    x, _ = batch(0)
+    y = torch.full((16,), -100)
+    assert F.cross_entropy(head(x), y).isnan()
+    assert F.cross_entropy(head(x), y, reduction="sum") == 0
+    loss = F.cross_entropy(head(x), y, reduction="sum")
+    loss.backward()
+    assert (head.weight.grad == 0).all()
+
+
+def test_weights_whose_memory_was_freed_before_the_loss():
+    head = layer()
+    x, y = batch(0)
+    logits = head(x)
+    head.weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="weights to be in memory when the loss is computed, got freed storage"):
+        F.cross_entropy(logits, y)
+
+
+# ---- NaN and infinity ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("first", [True, False])
+def test_hidden_vectors_that_are_not_finite(kind, value, first):
+    head, twin = layer(kind), layer(kind)
+    optimizers = [ts.optim.LazyAdam(h.parameters(), lr=1e-2) for h in (head, twin)]
+    if not first:
+        for h, optimizer in zip((head, twin), optimizers, strict=True):
+            train(h, optimizer, range(4))
+    before = tensors_of(head)
+    x, y = batch(100)
+    x[2, 1] = value
+    for loss in (F.cross_entropy(head(x), y), head.loss(x, y)):
+        assert loss.isnan()
+        loss.backward()
+    head.zero_grad()
+    none = F.cross_entropy(head(x), y, reduction="none")
+    assert none[2].isnan()
+    assert none[torch.arange(16) != 2].isfinite().all()
+    assert_same_tensors(tensors_of(head), before)
+    # The step was skipped; what follows is as if it had never been.
+    steps = range(50, 55)
+    assert train(head, optimizers[0], steps) == train(twin, optimizers[1], steps)
+    assert_same_tensors(tensors_of(head), tensors_of(twin))
+
+
+@pytest.mark.parametrize("kind", ["simhash", "kmeans", "sample"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_an_error_at_rehash(kind, name, value):
+    head = layer(kind)
+    train(head, ts.optim.LazyAdam(head.parameters(), lr=1e-2), range(2))
+    saved = copy.deepcopy(head.state_dict())
+    parameter = getattr(head, name)
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter[123] = value
+    before = tensors_of(head)
+    message = r"rehash: expected weight and bias to be finite, got a row that is not: 123"
+    with pytest.raises(ValueError, match=message):
+        head.rehash()
+    head.selector.state["clock"][3] = 0  # due at the next step
+    before["lsh.clock"][3] = 0
+    with pytest.raises(ValueError, match=message):
+        head.loss(*batch(0))
+    after = tensors_of(head)
+    assert_same_tensors({k: v.nan_to_num() if v.is_floating_point() else v for k, v in after.items()},
+                        {k: v.nan_to_num() if v.is_floating_point() else v for k, v in before.items()})  # fmt: skip
+    with torch.no_grad():
+        parameter.copy_(kept)
+    head.rehash()
+    fresh = layer(kind)
+    fresh.load_state_dict(saved)
+    fresh.rehash()
+    assert_same_tensors(tensors_of(head), tensors_of(fresh))
+    assert head.loss(*batch(0)).isfinite()
+
+
+# ---- repeatability ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sparse_grad", [False, True])
+def test_two_runs_with_one_seed_are_bit_equal(kind, sparse_grad):
+    results = []
+    for _ in range(2):
+        head = layer(kind, sparse_grad=sparse_grad)
+        losses = train(head, ts.optim.LazyAdam(head.parameters(), lr=1e-2), range(12))
+        results.append((losses, tensors_of(head)))
+    assert results[0][0] == results[1][0]
+    assert_same_tensors(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_seed_selects_others(kind):
+    x, y = batch(0)
+    torch.manual_seed(1)
+    other = ts.SparseLSHLinear(IN, OUT, lsh=KINDS[kind].replace(seed=5))
+    active = []
+    for head in (layer(kind), other):
+        head.loss(x, y).backward()
+        active.append(head.weight.grad.abs().sum(1) > 0)
+    assert not torch.equal(*active)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_do_not_change_the_selection(kind):
+    before, active, tables = torch.get_num_threads(), [], []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            head = layer(kind)
+            head.loss(*batch(0)).backward()
+            active.append(head.weight.grad.abs().sum(1) > 0)
+            tables.append(tensors_of(head))
+    finally:
+        torch.set_num_threads(before)
+    for other, of_other in zip(active[1:], tables[1:], strict=True):
+        assert torch.equal(active[0], other)
+        assert_same_tensors(tables[0], of_other)
+
+
+# ---- control ---------------------------------------------------------------------------------------------------------
+
+
+def rehashes(head):
+    return int(head.selector.state["clock"][2])
+
+
+@pytest.mark.parametrize("growth", [0.0, 0.3])
+def test_rehashes_come_when_the_schedule_says(growth):
+    torch.manual_seed(1)
+    schedule = ts.RehashSchedule(every=4, growth=growth)
+    head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS["simhash"].replace(rehash=schedule))
+    seen, before = [], 0
+    for step in range(30):
+        head.loss(*batch(step))
+        if rehashes(head) > before:
+            seen.append(step)
+        before = rehashes(head)
+    expected, t = [0], 0  # the tables are first filled at step 0
+    while expected[-1] + schedule.interval(t) < 30:
+        expected.append(expected[-1] + schedule.interval(t))
+        t += 1
+    assert seen == expected
+    assert seen[:3] == ([0, 4, 8] if growth == 0 else [0, 4, 9])
+
+
+@pytest.mark.parametrize("redraw_every", [None, 1, 2])
+def test_hash_functions_are_redrawn_when_the_schedule_says(redraw_every):
+    torch.manual_seed(1)
+    schedule = ts.RehashSchedule(every=2, growth=0, redraw_every=redraw_every)
+    head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS["simhash"].replace(rehash=schedule))
+    name = next(k for k in head.selector.state if k.startswith("hash."))
+    redrawn, before = [], None
+    for step in range(10):
+        head.loss(*batch(step))
+        now = head.selector.state[name].clone()
+        if before is not None and not torch.equal(before, now):
+            redrawn.append(step)
+        before = now
+    assert redrawn == {None: [], 1: [2, 4, 6, 8], 2: [4, 8]}[redraw_every]
+
+
+def test_evaluation_does_not_turn_the_clock():
+    head = layer()
+    head.loss(*batch(0))
+    before = tensors_of(head)
+    with torch.no_grad():
+        head.loss(*batch(1))
+    head.eval()
+    head.loss(*batch(1))
+    head(batch(1)[0])
+    assert_same_tensors(tensors_of(head), before)
+
+
+def test_frozen_tables_stay():
+    head = layer()
+    optimizer = ts.optim.LazyAdam(head.parameters(), lr=1e-2)
+    train(head, optimizer, range(1))
+    head.freeze_tables()
+    before = head.selector.state["codes"].clone()
+    train(head, optimizer, range(20))
+    assert torch.equal(head.selector.state["codes"], before)
+    assert rehashes(head) == 1
+    head.unfreeze_tables()
+    train(head, optimizer, range(1))
+    assert rehashes(head) == 2
+    assert not torch.equal(head.selector.state["codes"], before)
+
+
+def test_rehash_by_hand_works_on_frozen_tables():
+    head = layer()
+    head.freeze_tables()
+    head.rehash()
+    with torch.no_grad():
+        head.weight.copy_(torch.randn_like(head.weight))
+    before = head.selector.state["codes"].clone()
+    head.rehash()
+    assert not torch.equal(head.selector.state["codes"], before)
+
+
+def test_tables_that_were_never_filled_cannot_be_frozen_empty():
+    head = layer()
+    head.freeze_tables()
+    head.loss(*batch(0))
+    assert rehashes(head) == 1
+    assert head.stats()["hits"] > 0
+    for step in range(20):
+        head.loss(*batch(step))
+    assert rehashes(head) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stats(kind):
+    head = layer(kind)
+    x, y = batch(0)
+    loss = F.cross_entropy(head(x), y)
+    loss.backward()
+    stats = head.stats()
+    assert list(stats) == ["active", "labels", "hubs", "hits", "uniform", "label_hit_rate", "overflow", "rehash_share"]
+    config = head.lsh
+    labels = len(y.unique()) if config.selection == "batch" else 1
+    assert stats["labels"] == labels
+    assert stats["active"] == labels + config.num_active
+    assert stats["active"] == sum(stats[name] for name in ("labels", "hubs", "hits", "uniform"))
+    assert stats["uniform"] >= config.min_uniform
+    assert 0 <= stats["label_hit_rate"] <= 1
+    if config.selection == "batch":
+        assert (head.weight.grad.abs().sum(1) > 0).sum() == stats["active"]
+    if kind == "uniform":
+        assert stats["hits"] == stats["hubs"] == stats["overflow"] == stats["label_hit_rate"] == 0
+    else:
+        assert stats["hits"] > 0
+        assert 0 < stats["hubs"] <= config.num_hubs
+        counts = head.selector.state["counts"]
+        lost = (counts - config.bucket_size).clamp(min=0).sum() / counts.sum()
+        assert stats["overflow"] == pytest.approx(lost.item())
+        assert 0 < stats["rehash_share"] < 1
+    assert all(isinstance(value, float) for value in stats.values())
+
+
+def test_repr_says_what_it_is():
+    text = repr(layer(role="hidden", sparse_grad=True))
+    for part in (f"in_features={IN}", f"out_features={OUT}", "bias=True", "role='hidden'", "sparse_grad=True", "lsh"):
+        assert part in text
+
+
+# ---- copies and moves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_copies_go_on_alike_and_apart(kind, copied):
+    head = layer(kind, sparse_grad=True)
+    optimizer = ts.optim.LazyAdam(head.parameters(), lr=1e-2)
+    train(head, optimizer, range(4))
+    twin = copied(head)
+    assert twin.selector.number != head.selector.number
+    assert twin.selector.state["clock"].data_ptr() != head.selector.state["clock"].data_ptr()
+    other = ts.optim.LazyAdam(twin.parameters(), lr=1e-2)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(twin, other, range(4, 10)) == train(head, optimizer, range(4, 10))
+    assert_same_tensors(tensors_of(twin), tensors_of(head))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_share_memory(kind):
+    head = layer(kind)
+    assert head.share_memory() is head
+    assert all(tensor.is_shared() for tensor in head.parameters())
+    assert all(tensor.is_shared() for tensor in head.selector.state.values() if tensor.numel())
+    head.loss(*batch(0)).backward()
+    assert all(tensor.is_shared() for tensor in head.selector.state.values() if tensor.numel())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_another_dtype(kind, dtype):
+    if kind == "sample" and dtype == torch.float16:
+        pytest.skip("refused")
+    head = layer(kind)
+    head.loss(*batch(0))
+    before = {k: v for k, v in tensors_of(head).items() if k.startswith("lsh.")}
+    head.to(dtype)
+    assert head.weight.dtype == dtype
+    after = {k: v for k, v in tensors_of(head).items() if k.startswith("lsh.")}
+    assert_same_tensors(before, after)
+    x, y = batch(1)
+    x = x.to(dtype).requires_grad_()
+    loss = F.cross_entropy(head(x), y)
+    loss.backward()
+    exact = F.cross_entropy(F.linear(x.double(), head.weight.double(), head.bias.double()), y)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert (x.grad.dtype, head.weight.grad.dtype) == (dtype, dtype)
+    assert abs(loss.item() - exact.item()) < 0.5
+    head.rehash()
+
+
+def test_half_precision_for_each_sample_is_refused():
+    head = layer("sample", dtype=torch.float16)
+    with pytest.raises(TypeError, match=r"expected weight to be .* for selection='sample', got torch.float16"):
+        head(torch.zeros(2, IN, dtype=torch.float16))
+
+
+def test_the_tables_stay_where_they_can_be_used():
+    for head in (layer(device="meta"), layer().to("meta")):
+        assert head.weight.is_meta
+        assert all(tensor.device.type == "cpu" for tensor in head.selector.state.values())
+    with torch.device("meta"):
+        head = layer()
+    assert head.weight.is_meta
+    linear = nn.Linear(IN, OUT)
+    head.to_empty(device="cpu")
+    head.load_state_dict(linear.state_dict())
+    twin = layer()
+    twin.load_state_dict(linear.state_dict())
+    assert torch.equal(head.loss(*batch(0)), twin.loss(*batch(0)))
+    assert_same_tensors(tensors_of(head), tensors_of(twin))
+
+
+def test_assigned_checkpoints():
+    with torch.device("meta"):
+        head = layer()
+    linear = nn.Linear(IN, OUT)
+    head.load_state_dict(linear.state_dict(), assign=True)
+    assert head.weight.data_ptr() == linear.weight.data_ptr()
+    assert head.loss(*batch(0)).isfinite()
+
+
+def test_no_loss_ever_computes_every_logit():
+    before = logits_module.materialisations
+    for kind in KINDS:
+        head = layer(kind)
+        train(head, torch.optim.SGD(head.parameters(), lr=0.1), range(3))
+        head.loss(*batch(0), label_smoothing=0.1)
+    assert logits_module.materialisations == before
+
+
+def test_the_clock_turns_once_for_every_loss_with_gradients():
+    head = layer()
+    x, y = batch(0)
+    draws = head.selector.state["clock"]
+    logits = head(x)
+    assert int(draws[1]) == 0, "a forward pass alone is no step"
+    F.cross_entropy(logits, y)
+    assert int(draws[1]) == 1
+    head.loss(x, y)
+    assert int(draws[1]) == 2
+    head.requires_grad_(False)
+    head.loss(x, y)
+    assert int(draws[1]) == 2, "nobody asked for a gradient"
+
+
+def test_the_mean_over_draws_is_near_the_exact_loss():
+    """The correction makes the normaliser unbiased; its logarithm, which is concave, errs a little downwards."""
+    x, y = batch(0)
+    estimates = {}
+    for correction in (True, False):
+        torch.manual_seed(1)
+        head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS["uniform"].replace(correction=correction))
+        estimates[correction] = torch.stack([head.loss(x, y).detach() for _ in range(200)])
+        exact = F.cross_entropy(F.linear(x, head.weight, head.bias), y).detach()
+    error = estimates[True].std() / 200**0.5
+    assert -0.05 < estimates[True].mean() - exact < 5 * error
+    assert estimates[False].mean() < exact - 1.0, "without it the loss is that of fewer classes"
