@@ -3,17 +3,25 @@
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-try:
-    from setuptools import setup
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ModuleNotFoundError as missing:
+
+def give_up(problem: str) -> NoReturn:
     sys.exit(
-        f"torch_slide: building needs {missing.name}, which is not installed here.\n"
+        f"torch_slide: {problem}\n"
         "Install what building needs, then build without isolation:\n"
-        "    pip install torch==2.13.0 setuptools wheel ninja\n"
+        "    pip install torch==2.13.0 'setuptools>=77' wheel ninja\n"
         "    pip install --no-build-isolation ."
     )
+
+
+try:
+    import setuptools
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+except ModuleNotFoundError as missing:
+    give_up(f"building needs {missing.name}, which is not installed here.")
+if int(setuptools.__version__.split(".")[0]) < 77:  # pip checks no versions without isolation
+    give_up(f"building needs setuptools 77 or later, here is {setuptools.__version__}.")
 
 # 2.10 is the oldest torch whose stable ABI has all that we call; one wheel then serves that torch and later ones.
 TORCH_TARGET_VERSION = "0x020a000000000000"
@@ -38,7 +46,7 @@ if sanitize:
     compile_args += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1"]
     link_args += [f"-fsanitize={sanitize}"]
 
-setup(
+setuptools.setup(
     ext_modules=[
         CppExtension(
             name="torch_slide._C",

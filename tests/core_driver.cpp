@@ -138,7 +138,7 @@ void tables_and_selection(int64_t n, int64_t capacity, bool sorted) {
       std::vector<Kind> kinds;
       const auto positions = room<int64_t>(labels.size());
       const Budget budget{n, num_active, num_active / 4, strategy, 2, sorted};
-      selector.select(group, hubs.data(), static_cast<int64_t>(hubs.size()), query, budget, 16, ids, kinds,
+      selector.select(group, hubs.data(), static_cast<int64_t>(hubs.size()), query, budget, 16, 17, ids, kinds,
                       positions.get());
       read(ids);
       read(kinds);
