@@ -1,0 +1,160 @@
+"""Writes the measured tables of README.md from the JSON files of training_step.py and accuracy.py.
+
+    python benchmarks/readme_tables.py [--results benchmarks/results] [--check]
+
+Each table stands between two HTML comments; what no file has measured says "not measured".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PROBLEMS = {
+    "web-links": "web-links, 325,729 outputs",
+    "citeulike-tags": "citeulike-tags, 52,946 outputs",
+    "diginetica": "diginetica, 43,097 outputs",
+}
+# What dense steps are compared with: the faster of these two.
+DENSE = ("nn.Linear + cross_entropy", "linear_cross_entropy, chunks of 256")
+SPARSE = (
+    "sparse, kmeans, LazyAdam",
+    "sparse, simhash, LazyAdam",
+    "sparse, uniform, LazyAdam",
+    "sparse, unchanged loop, torch Adam(fused)",
+)
+METHODS = ("dense", "kmeans", "simhash", "uniform")
+METRICS = {"web-links": ("P@1", "P@5"), "citeulike-tags": ("P@1", "P@5"), "diginetica": ("HR@1", "HR@20")}
+MISSING = "not measured"
+
+Run = dict[str, Any]
+
+
+def table(title: str, rows: dict[str, list[str]]) -> str:
+    lines = [f"| {title} | " + " | ".join(PROBLEMS.values()) + " |", "|---" * (len(PROBLEMS) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
+def machines(runs: list[Run]) -> str:
+    """Where the figures come from."""
+    described = {
+        "{cpu}, {isa}, {threads} threads, torch {torch}".format(**run["machine"])
+        + (f", {run['machine']['gpu']}" if "gpu" in run["machine"] else "")
+        for run in runs
+    }
+    return f"\n\nMeasured on: {'; '.join(sorted(described))}." if described else ""
+
+
+def speed(runs: list[Run]) -> str:
+    """Median time of a step and how many times the best dense step it is."""
+    by_problem = {run["arguments"]["problem"]: run for run in runs}
+
+    def cell(problem: str, name: str) -> str:
+        results = by_problem.get(problem, {}).get("results", {})
+        if name not in results:
+            return MISSING
+        best = min(results[dense]["median"] for dense in DENSE)
+        seconds = results[name]["median"]
+        return f"{seconds * 1e3:,.1f} ms ({best / seconds:.1f}x)"
+
+    rows = {name: [cell(problem, name) for problem in PROBLEMS] for name in (*DENSE, *SPARSE)}
+    return table("a training step", rows) + machines(list(by_problem.values()))
+
+
+def label_of(arguments: dict[str, str]) -> str:
+    """The method, with what makes it other than the default."""
+    active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
+    return arguments["method"] + active + (", uncorrected" if arguments["no_correction"] == "True" else "")
+
+
+def accuracy(runs: list[Run]) -> str:
+    """Test metrics after as many epochs as every method of the problem has, at each method's best learning rate."""
+    grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run["epochs"]:
+            grouped[run["arguments"]["problem"], label_of(run["arguments"])][run["arguments"]["lr"]].append(run)
+    epochs = {
+        problem: min(
+            max(len(run["epochs"]) for of_lr in by_lr.values() for run in of_lr)
+            for (other, _), by_lr in grouped.items()
+            if other == problem
+        )
+        for problem, _ in grouped
+    }
+
+    def means(of_lr: list[Run], problem: str) -> tuple[float, ...]:
+        last = [run["epochs"][epochs[problem] - 1] for run in of_lr]
+        return tuple(statistics.mean(epoch[metric] for epoch in last) for metric in METRICS[problem])
+
+    def cell(problem: str, label: str) -> str:
+        complete = [
+            full
+            for of_lr in grouped.get((problem, label), {}).values()
+            if (full := [run for run in of_lr if len(run["epochs"]) >= epochs[problem]])
+        ]
+        if not complete:
+            return MISSING
+        best = max(complete, key=lambda of_lr: means(of_lr, problem))
+        values = ", ".join(
+            f"{metric} {100 * value:.1f}"
+            for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
+        )
+        seeds = f", {len(best)} seeds" if len(best) > 1 else ""
+        return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"
+
+    others = sorted({label for _, label in grouped} - set(METHODS))
+    rows = {label: [cell(problem, label) for problem in PROBLEMS] for label in (*METHODS, *others)}
+    return table("test accuracy, %", rows) + machines([run for run in runs if run["epochs"]])
+
+
+def load(folder: Path) -> tuple[list[Run], list[Run]]:
+    """The results of training_step.py and of accuracy.py, told apart by what they hold."""
+    steps, accuracies = [], []
+    for path in sorted(folder.rglob("*.json")):
+        run = json.loads(path.read_text())
+        if run.get("arguments", {}).get("problem") not in PROBLEMS:
+            continue
+        if "epochs" in run:
+            accuracies.append(run)
+        elif all(dense in run.get("results", {}) for dense in DENSE):
+            steps.append(run)
+    return steps, accuracies
+
+
+def replace_table(text: str, name: str, content: str) -> str:
+    """The text with the content between ``<!-- name: ... -->`` and ``<!-- end of name -->``."""
+    pattern = rf"(<!-- {name}: [^\n]*-->\n).*?(<!-- end of {name} -->)"
+    replaced, count = re.subn(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"readme_tables: expected one table {name!r}, got {count}")
+    return replaced
+
+
+def rewritten(text: str, results: Path) -> str:
+    steps, accuracies = load(results)
+    return replace_table(replace_table(text, "speed", speed(steps)), "accuracy", accuracy(accuracies))
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON files")
+    options.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file to rewrite")
+    options.add_argument("--check", action="store_true", help="write nothing; fail if the tables are not up to date")
+    arguments = options.parse_args(argv)
+    before = arguments.readme.read_text()
+    after = rewritten(before, arguments.results)
+    if arguments.check:
+        return int(after != before)
+    arguments.readme.write_text(after)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
