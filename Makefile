@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CPP := $(wildcard csrc/*/*) $(wildcard tests/*.cpp)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help demo test test-all lint format wheel sanitize bench readme clean

@@ -19,18 +19,21 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS = {
     "web-links": "web-links, 325,729 outputs",
-    "citeulike-tags": "citeulike-tags, 52,946 outputs",
-    "diginetica": "diginetica, 43,097 outputs",
+    "citeulike-tags": "citeulike-tags, 52,946",
+    "diginetica": "diginetica, 43,098",
 }
-# What dense steps are compared with: the faster of these two.
-DENSE = ("nn.Linear + cross_entropy", "linear_cross_entropy, chunks of 256")
-SPARSE = (
-    "sparse, kmeans, LazyAdam",
-    "sparse, simhash, LazyAdam",
-    "sparse, uniform, LazyAdam",
-    "sparse, unchanged loop, torch Adam(fused)",
-)
-METHODS = ("dense", "kmeans", "simhash", "uniform")
+# Names in the files -> in the README. The faster dense step is what the others are compared with.
+DENSE = {
+    "nn.Linear + cross_entropy": "nn.Linear + cross_entropy",
+    "linear_cross_entropy, chunks of 256": "F.linear_cross_entropy, chunks of 256",
+}
+SPARSE = {
+    "sparse, simhash, LazyAdam": "SparseLSHLinear, simhash, LazyAdam",
+    "sparse, kmeans, LazyAdam": "SparseLSHLinear, kmeans, LazyAdam",
+    "sparse, uniform, LazyAdam": "uniform sampling, LazyAdam (the control)",
+    "sparse, unchanged loop, torch Adam(fused)": "unchanged loop with torch's Adam(fused=True)",
+}
+METHODS = ("dense", "simhash", "kmeans", "uniform")
 METRICS = {"web-links": ("P@1", "P@5"), "citeulike-tags": ("P@1", "P@5"), "diginetica": ("HR@1", "HR@20")}
 MISSING = "not measured"
 
@@ -49,23 +52,24 @@ def machines(runs: list[Run]) -> str:
         + (f", {run['machine']['gpu']}" if "gpu" in run["machine"] else "")
         for run in runs
     }
-    return f"\n\nMeasured on: {'; '.join(sorted(described))}." if described else ""
+    return f"\n\nOn {'; '.join(sorted(described))}." if described else ""
 
 
 def speed(runs: list[Run]) -> str:
-    """Median time of a step and how many times the best dense step it is."""
-    by_problem = {run["arguments"]["problem"]: run for run in runs}
+    """Median milliseconds of a step and, of sparse ones, how many of them the best dense step lasts."""
+    by_problem = {run["arguments"]["problem"]: run["results"] for run in runs}
 
     def cell(problem: str, name: str) -> str:
-        results = by_problem.get(problem, {}).get("results", {})
+        results = by_problem.get(problem, {})
         if name not in results:
             return MISSING
-        best = min(results[dense]["median"] for dense in DENSE)
         seconds = results[name]["median"]
-        return f"{seconds * 1e3:,.1f} ms ({best / seconds:.1f}x)"
+        if name in DENSE:
+            return f"{seconds * 1e3:,.0f}"
+        return f"{seconds * 1e3:.1f} ({min(results[dense]['median'] for dense in DENSE) / seconds:.0f}x)"
 
-    rows = {name: [cell(problem, name) for problem in PROBLEMS] for name in (*DENSE, *SPARSE)}
-    return table("a training step", rows) + machines(list(by_problem.values()))
+    rows = {title: [cell(problem, name) for problem in PROBLEMS] for name, title in (DENSE | SPARSE).items()}
+    return table("ms a step", rows) + machines(runs)
 
 
 def label_of(arguments: dict[str, str]) -> str:
@@ -103,8 +107,7 @@ def accuracy(runs: list[Run]) -> str:
             return MISSING
         best = max(complete, key=lambda of_lr: means(of_lr, problem))
         values = ", ".join(
-            f"{metric} {100 * value:.1f}"
-            for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
+            f"{metric} {100 * value:.1f}" for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
         )
         seeds = f", {len(best)} seeds" if len(best) > 1 else ""
         return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"

@@ -5,10 +5,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-<<<<<<< HEAD
-=======
-import numpy as np
->>>>>>> main
 from matplotlib import pyplot
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
@@ -31,46 +27,27 @@ def box(x: float, y: float, width: float, height: float, title: str, text: str) 
     axes.text(x + width / 2, y + (height - 4) / 2, text, ha="center", va="center", fontsize=8.8, linespacing=1.4)
 
 
-<<<<<<< HEAD
 def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=14, color=INK, linewidth=1.3))
-=======
-def arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0) -> None:
-    axes.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=14,
-            color=INK,
-            connectionstyle=f"arc3,rad={bend}",
-            linewidth=1.3,
-        )
-    )
->>>>>>> main
 
 
 box(2, 30, 15, 12, "hidden vectors", "[B, d]\nfrom the layers\nbefore")
 box(22, 30, 15, 12, "hash tables", "L tables: which rows\nlie near the\nhidden vectors?")
 box(42, 30, 20, 12, "candidates", "")
-<<<<<<< HEAD
-kinds = (("labels, from the loss", LABEL), ("hubs: largest norms", HUB), ("hits, by votes", HIT), ("uniform tail, weighted", TAIL))
-=======
-kinds = (("labels", LABEL), ("hubs: largest norms", HUB), ("hits, by votes", HIT), ("uniform tail, weighted", TAIL))
->>>>>>> main
+kinds = (
+    ("labels, from the loss", LABEL),
+    ("hubs: largest norms", HUB),
+    ("hits, by votes", HIT),
+    ("uniform tail, weighted", TAIL),
+)
 for line, (kind, color) in enumerate(kinds):
     axes.add_patch(Rectangle((43.5, 36.1 - 1.8 * line), 1.6, 1.0, color=color))
     axes.text(46, 36.6 - 1.8 * line, kind, va="center", fontsize=8.8)
 box(89, 30, 19, 12, "loss", "of the candidates'\nlogits and\nthe targets")
 
 x, top, bottom, rows = 68, 43.5, 7, 74
-<<<<<<< HEAD
 colors = ["#dfe3e8"] * rows
 for color, where in ((LABEL, (11, 46)), (HUB, (5, 61)), (HIT, (14, 16, 33, 35, 58)), (TAIL, (21, 40, 69))):
-=======
-colors = np.full(rows, "#dfe3e8", dtype=object)
-for color, where in ((LABEL, (11, 46)), (HUB, (5, 61)), (HIT, (12, 13, 33, 34, 58)), (TAIL, (21, 40, 69))):
->>>>>>> main
     for row in where:
         colors[row] = color
 height = (top - bottom) / rows
@@ -92,11 +69,6 @@ arrow((89, 14), (82.4, 14))
 arrow((67.6, 14), (62, 14))
 arrow((42, 14), (37, 14))
 arrow((29.5, 20), (29.5, 30))
-<<<<<<< HEAD
-=======
-arrow((96, 42), (54, 42), bend=0.24)
-axes.text(30, 45.7, "labels enter by the loss", ha="center", va="center", fontsize=8.8, style="italic")
->>>>>>> main
 axes.text(9.5, 14, "eval():\nall rows,\nas nn.Linear", ha="center", va="center", fontsize=8.8, style="italic")
 
 out = Path(__file__).with_suffix(".svg")

@@ -1,0 +1,90 @@
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import torch_slide as ts
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_layer_example_is_the_script_and_learns(capsys):
+    assert (ROOT / "examples" / "quickstart.py").read_text() in BLOCKS
+    exec(compile((ROOT / "examples" / "quickstart.py").read_text(), "quickstart.py", "exec"), {})
+    assert float(re.match(r"loss (\S+),", capsys.readouterr().out)[1]) < 6  # log(200,000) is 12.2
+
+
+def test_the_other_blocks_run_with_a_model_at_hand(capsys):
+    blocks = [block for block in BLOCKS if "import torch_slide" not in block]
+    assert blocks
+    for block in blocks:
+        model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 20_000))
+        names = {"torch": torch, "ts": ts, "model": model}
+        exec(compile(block, "README.md", "exec"), names)
+        x, y = torch.randn(4, 8), torch.tensor([1, 2, 3, 19_999])
+        torch.nn.functional.cross_entropy(names["model"](x), y).backward()
+        names["optimizer"].step()
+    assert "swapped 1" in capsys.readouterr().out
+
+
+def test_links_and_commands_name_what_exists():
+    links = re.findall(r"\]\(([^)#:]+)\)", README)
+    scripts = re.findall(r"\b(?:benchmarks|examples)/\w+\.py", README)
+    assert links
+    assert scripts
+    for path in (*links, *scripts):
+        assert (ROOT / path).exists(), path
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z-]+)", README):
+        if target != "and":
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_tables_are_those_of_the_committed_results(tables):
+    assert tables.rewritten(README, ROOT / "benchmarks" / "results") == README
+
+
+def test_tables_without_any_result_say_so(tables, tmp_path):
+    text = tables.rewritten(README, tmp_path)
+    speed = text.split("<!-- speed")[1].split("<!-- end of speed")[0]
+    assert speed.count(tables.MISSING) == 6 * 3
+    assert tables.rewritten(text, ROOT / "benchmarks" / "results") == README
+
+
+def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_path):
+    def write(method, lr, values):
+        run = {
+            "machine": {"cpu": "Z80", "isa": "scalar", "threads": 1, "torch": "2.13"},
+            "arguments": {
+                "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False"
+            },
+            "epochs": [{"P@1": value, "P@5": 0.25} for value in values],
+        }  # fmt: skip
+        (tmp_path / f"{method}{lr}.json").write_text(json.dumps(run))
+
+    write("dense", "0.1", [0.1, 0.5, 0.9])
+    write("dense", "0.2", [0.3])  # cut short: not at the second epoch
+    write("dense", "0.3", [0.9, 0.4])
+    write("kmeans", "0.1", [0.2, 0.45])
+    text = tables.accuracy(tables.load(tmp_path)[1])
+    assert "| dense | P@1 50.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
+    assert "| kmeans | P@1 45.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
+    assert "Z80" in text
+
+
+def test_a_missing_marker_is_an_error(tables):
+    with pytest.raises(ValueError, match=r"^readme_tables: expected one table 'speed', got 0$"):
+        tables.rewritten("# torch_slide\n", ROOT)
