@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from torch_slide import functional
 from torch_slide.selection import Candidates
+from torch_slide.sparse import row_sparse
 
 
 def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns: Tensor | None = None) -> Tensor:
@@ -24,7 +25,7 @@ def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns
     if columns is not None:
         rows = rows.new_zeros((len(ids), like.shape[1])).index_copy_(1, columns, rows)
     if sparse:
-        return torch.sparse_coo_tensor(ids[None], rows, like.shape, is_coalesced=True, check_invariants=False)
+        return row_sparse(ids, rows, like.shape)
     return functional.rows_to_dense(ids, rows, len(like))
 
 
