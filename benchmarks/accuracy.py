@@ -2,8 +2,9 @@
 
     python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3 --out benchmarks/results/accuracy
 
-The result is one JSON file per run, written after every epoch together with a checkpoint beside it; a run that was cut
-short goes on from there, and one that is complete is left alone.
+The result is one JSON file per run. After every epoch a checkpoint (model, optimisers and the results so far, in one file that is
+replaced at once) is written beside it; a run that was cut short goes on from there, and one that is complete is left alone.
+Times are processor seconds of the process, so that a run that was paused or shared the machine still says what it cost.
 """
 
 from __future__ import annotations
@@ -69,6 +70,23 @@ def evaluate(model: nn.Module, problem: Problem, device: str) -> dict[str, float
     return {name: total / len(problem.test_rows) for name, total in totals.items()}
 
 
+def run_name(arguments: argparse.Namespace) -> str:
+    parts = [arguments.problem, arguments.method]
+    if arguments.method != "dense":
+        parts.append(f"a{arguments.num_active or 'auto'}")
+    if arguments.no_correction:
+        parts.append("uncorrected")
+    if arguments.device != "cpu":
+        parts.append(arguments.device)
+    return "-".join([*parts, f"lr{arguments.lr:g}", f"seed{arguments.seed}"])
+
+
+def check_same_run(settings: dict[str, str], saved: dict[str, str], path: Path) -> None:
+    if settings != saved:
+        changed = {name: (saved.get(name), value) for name, value in settings.items() if saved.get(name) != value}
+        raise SystemExit(f"{path} holds another run: (its setting, this one) {changed}")
+
+
 def main() -> None:
     options = common.parser(__doc__.splitlines()[0])
     options.add_argument("--problem", default="web-links")
@@ -86,11 +104,16 @@ def main() -> None:
     if arguments.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name()
 
-    active = "" if arguments.method == "dense" else f"-a{arguments.num_active or 'auto'}"
-    plain = "-uncorrected" if arguments.no_correction else ""
-    name = f"{arguments.problem}-{arguments.method}{active}{plain}-lr{arguments.lr:g}-seed{arguments.seed}"
+    name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
+    settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "json", "threads", "epochs")}
+    if result_path.exists() and not state_path.exists():
+        finished = json.loads(result_path.read_text())
+        check_same_run(settings, finished["arguments"], result_path)
+        if len(finished["epochs"]) >= arguments.epochs:
+            print(f"{result_path} is complete")
+            return
 
     folder = data.find_data(arguments.problem)
     problem = problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
@@ -107,20 +130,17 @@ def main() -> None:
         optimizers = [ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)]
         loss_of = problem.loss
 
-    settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "json")}
     result: dict[str, Any] = {"machine": machine, "arguments": settings, "epochs": []}
-    if result_path.exists() and (state_path.exists() or len(json.loads(result_path.read_text())["epochs"]) > 0):
-        result = json.loads(result_path.read_text())
-        if len(result["epochs"]) >= arguments.epochs:
-            print(f"{result_path} is complete")
-            return
-        state = torch.load(state_path, weights_only=True)
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True, map_location=arguments.device)
+        result = json.loads(state["result"])
+        check_same_run(settings, result["arguments"], state_path)
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
 
     for epoch in range(len(result["epochs"]), arguments.epochs):
-        started, losses = time.perf_counter(), []
+        started, losses = time.process_time(), []
         for rows in data.epoch_order(len(problem.train_rows), arguments.seed, epoch).split(arguments.batch_size):
             loss = loss_of(model, to(problem.train.batch(problem.train_rows[rows]), arguments.device))
             loss.backward()
@@ -128,17 +148,20 @@ def main() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.detach())
-        seconds = time.perf_counter() - started
-        measured = {"epoch": epoch + 1, "train_seconds": seconds, "train_loss": float(torch.stack(losses).mean())}
+        seconds = time.process_time() - started
+        measured = {"epoch": epoch + 1, "train_cpu_seconds": seconds, "train_loss": float(torch.stack(losses).mean())}
         measured.update(evaluate(model, problem, arguments.device))
         if isinstance(head, ts.SparseLSHLinear):
             measured["stats"] = head.stats()
         result["epochs"].append(measured)
         print(name, {k: round(v, 4) for k, v in measured.items() if k != "stats"}, flush=True)
-        state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers]}
-        if epoch + 1 < arguments.epochs and arguments.device == "cpu":
-            torch.save(state, state_path.with_suffix(".tmp"))
-            os.replace(state_path.with_suffix(".tmp"), state_path)
+        state = {
+            "result": json.dumps(result),
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }
+        torch.save(state, state_path.with_suffix(".tmp"))
+        os.replace(state_path.with_suffix(".tmp"), state_path)
         result_path.write_text(json.dumps(result, indent=1) + "\n")
     state_path.unlink(missing_ok=True)
 

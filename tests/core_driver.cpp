@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "core/augment.h"
+#include "core/by_row.h"
 #include "core/candidate_loss.h"
 #include "core/centroids.h"
-#include "core/coalesce.h"
 #include "core/random.h"
 #include "core/rows.h"
 #include "core/sampled_linear.h"
@@ -146,38 +146,44 @@ void tables_and_selection(int64_t n, int64_t capacity, bool sorted) {
     }
 }
 
+constexpr auto in_series = [](int64_t n, int64_t, const auto& work) {
+  for (int64_t i = 0; i < n; ++i) work(i, i + 1);
+};
+
+struct Grouped {
+  Grouped(const std::vector<int64_t>& ids, int64_t num_keys) {
+    const RowSort sort(ids.data(), static_cast<int64_t>(ids.size()), num_keys, in_series);
+    num_rows = sort.num_rows();
+    rows = room<int64_t>(num_rows);
+    starts = room<int64_t>(num_rows + 1);
+    entries = room<int32_t>(ids.size());
+    sort.write(rows.get(), starts.get(), entries.get(), in_series);
+  }
+  ByRow view() const { return {rows.get(), starts.get(), entries.get(), num_rows}; }
+
+  int64_t num_rows;
+  std::unique_ptr<int64_t[]> rows, starts;
+  std::unique_ptr<int32_t[]> entries;
+};
+
 template <typename Value, typename Row>
 void sampled(int64_t samples, int64_t active, int64_t d, const std::vector<Row>& weight, const std::vector<Row>& bias) {
   const int64_t n = static_cast<int64_t>(bias.size()), nnz = samples * active;
   const std::vector<float> drawn = noise(samples * d, 21);
   const std::vector<Value> hidden(drawn.begin(), drawn.end());
   const std::vector<int64_t> ids = below<int64_t>(nnz, n, 22);
-  std::vector<int64_t> offsets(samples + 1);
-  for (int64_t i = 0; i <= samples; ++i) offsets[i] = i * active;
-  const SampledView<Value, Row> view{hidden.data(), weight.data(), offsets.data(), ids.data(), samples, d};
+  std::vector<int32_t> of_sample(nnz);
+  const Grouped grouped(ids, n);
+  for (int64_t i = 0; i < nnz; ++i) of_sample[i] = static_cast<int32_t>(grouped.entries[i] / active);
+  const SampledView<Value, Row> view{hidden.data(), weight.data(), grouped.view(), of_sample.data(), d};
+  const int64_t distinct = view.uses.num_rows;
 
   const auto values = room<Value>(nnz);
-  sampled_dots(view, bias.data(), 0, nnz, values.get());
+  sampled_dots(view, bias.data(), 0, distinct, values.get());
   read(values.get(), nnz);
-
-  const auto of_use = room<int64_t>(nnz), sorted_samples = room<int64_t>(nnz), places = room<int64_t>(1 << 16);
-  auto uses = room<KeyValue>(nnz), other = room<KeyValue>(nnz);
-  list_uses(offsets.data(), samples, ids.data(), 0, nnz, of_use.get(), uses.get());
-  const RadixPlan plan(n);
-  for (int pass = 0; pass < plan.passes; ++pass) {
-    count_digits(plan, uses.get(), nnz, pass, places.get());
-    digit_places(plan, places.get(), 1);
-    move_by_digit(plan, uses.get(), nnz, pass, places.get(), other.get());
-    uses.swap(other);
-  }
-  for (int64_t i = 0; i < nnz; ++i) sorted_samples[i] = of_use[uses[i].value];
-  const int64_t distinct = count_keys(uses.get(), 0, nnz);
-  const auto rows = room<int64_t>(distinct);
   const auto grad_rows = room<Value>(distinct * d), grad_bias = room<Value>(distinct);
   std::vector<Value> grad_hidden(samples * d, Value(0));
-  sampled_gradients(view, SampledUses<Value>{uses.get(), sorted_samples.get(), values.get()}, 0, nnz, rows.get(),
-                    grad_rows.get(), grad_bias.get(), grad_hidden.data());
-  read(rows.get(), distinct);
+  sampled_gradients(view, values.get(), 0, distinct, grad_rows.get(), grad_bias.get(), grad_hidden.data());
   read(grad_rows.get(), distinct * d);
   read(grad_bias.get(), distinct);
   read(grad_hidden);
@@ -215,14 +221,13 @@ void losses(int64_t size, int64_t num_labels) {
 void row_updates(size_t n, size_t d) {
   const std::vector<int64_t> ids = below<int64_t>(3 * n, n, 41);
   const std::vector<float> values = noise(3 * n * d, 42);
-  const EntriesByRow groups = group_by_row(ids.data(), ids.size());
-  const size_t distinct = groups.ids.size();
+  const Grouped grouped(ids, static_cast<int64_t>(n));
+  const auto distinct = static_cast<size_t>(grouped.num_rows);
   const auto sums = room<float>(distinct * d);
-  sum_entries(groups, values.data(), nullptr, nullptr, d, sums.get(), 0, distinct);
+  sum_entries(grouped.view(), values.data(), nullptr, nullptr, d, sums.get(), 0, grouped.num_rows);
   read(sums.get(), distinct * d);
 
-  const std::vector<int64_t> rows(groups.ids.begin(), groups.ids.end());
-  const RowGrad grad{rows.data(), sums.get(), d};
+  const RowGrad grad{grouped.rows.get(), sums.get(), d};
   std::vector<float> weight = noise(n * d, 43), first(n * d, 0.0f), second(n * d, 0.0f), total(n, 0.0f);
   lazy_adam_rows({1.0f, 0.1f, 0.99f, 0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 1.0f, 1e-8f}, weight.data(), first.data(),
                  second.data(), grad, 0, distinct);

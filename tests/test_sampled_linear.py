@@ -54,15 +54,15 @@ def check(layer: dict[str, Tensor], with_bias: bool) -> None:
         expected = expected + 0 * bias.sum()
     grad_hidden, grad_weight, grad_bias = torch.autograd.grad(expected, (hidden, weight, bias), grad.double())
     inputs = (layer["hidden"], layer["weight"])
-    values = functional.sampled_linear(*inputs, layer["bias"] if with_bias else None, row_offsets, ids)
-    found = functional.sampled_linear_backward(grad, *inputs, row_offsets, ids)
+    uses = functional.uses_by_row(row_offsets, ids, len(weight))
+    values = functional.sampled_linear(*inputs, layer["bias"] if with_bias else None, uses)
+    found = functional.sampled_linear_backward(grad, *inputs, uses)
 
     assert values.dtype == grad.dtype
-    assert torch.equal(found[1], ids.unique())
     tolerance = 1e-13 if grad.dtype == torch.float64 else 1e-6
-    pairs = [(values, expected), (found[0], grad_hidden), (found[2], grad_weight[found[1]])]
+    pairs = [(values, expected), (found[0], grad_hidden), (found[1], grad_weight[uses.rows])]
     if with_bias:
-        pairs.append((found[3], grad_bias[found[1]]))
+        pairs.append((found[2], grad_bias[uses.rows]))
     for one, other in pairs:
         assert one.dtype == grad.dtype
         scale = max(1.0, float(other.detach().abs().max()) if other.numel() else 1.0, len(hidden[0]) ** 0.5)
@@ -74,6 +74,24 @@ def check(layer: dict[str, Tensor], with_bias: bool) -> None:
 @settings(max_examples=60, deadline=None)
 def test_equals_the_oracle(data: st.DataObject, with_bias: bool, dtype: torch.dtype) -> None:
     check(data.draw(layers(dtype)), with_bias)
+
+
+@given(
+    counts=st.lists(st.sampled_from([0, 1, 2, 5000]), min_size=1, max_size=5),
+    num_rows=st.sampled_from([1, 2, 2**11, 2**11 + 1, 2**20, 2**32]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_uses_are_grouped_in_the_order_given(counts: list[int], num_rows: int, seed: int) -> None:
+    offsets = torch.tensor([0, *counts]).cumsum(0)
+    ids = torch.randint(num_rows, (sum(counts),), generator=torch.Generator().manual_seed(seed))
+    uses = functional.uses_by_row(offsets, ids, num_rows)
+    order = ids.sort(stable=True).indices
+    assert torch.equal(uses.entries, order.int())
+    assert torch.equal(uses.samples, torch.repeat_interleave(offsets.diff())[order].int())
+    rows, repeats = ids.unique(return_counts=True)
+    assert torch.equal(uses.rows, rows)
+    assert torch.equal(uses.starts.diff(), repeats)
 
 
 @pytest.mark.parametrize("num_rows", [3, 512, 513, 2**18 + 1])
@@ -89,9 +107,8 @@ def test_few_uses_of_many_samples() -> None:
 def test_gradients_of_a_row_are_added_in_the_order_of_its_uses() -> None:
     grad = torch.tensor([2.0**30, 1.0, -(2.0**30), 1.0])
     hidden, weight = torch.ones(4, 1), torch.ones(1, 1)
-    _, _, rows, bias = functional.sampled_linear_backward(
-        grad, hidden, weight, torch.arange(5), torch.zeros(4, dtype=torch.int64)
-    )
+    uses = functional.uses_by_row(torch.arange(5), torch.zeros(4, dtype=torch.int64), 1)
+    _, rows, bias = functional.sampled_linear_backward(grad, hidden, weight, uses)
     in_order = ((grad[0] + grad[1]) + grad[2]) + grad[3]
     assert in_order != grad.double().sum()
     assert rows.item() == bias.item() == in_order.item()
@@ -100,17 +117,15 @@ def test_gradients_of_a_row_are_added_in_the_order_of_its_uses() -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> None:
     layer = draw([300] * 100, 33, 700, 3, dtype)
-    names = ("hidden", "weight", "row_offsets", "ids")
     before = torch.get_num_threads()
     results = []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            values = functional.sampled_linear(
-                *(layer[name] for name in ("hidden", "weight", "bias", "row_offsets", "ids"))
-            )
-            backward = functional.sampled_linear_backward(layer["grad"], *(layer[name] for name in names))
-            results.append((values, *backward))
+            uses = functional.uses_by_row(layer["row_offsets"], layer["ids"], 700)
+            values = functional.sampled_linear(layer["hidden"], layer["weight"], layer["bias"], uses)
+            backward = functional.sampled_linear_backward(layer["grad"], layer["hidden"], layer["weight"], uses)
+            results.append((*uses, values, *backward))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -120,25 +135,25 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype: torch.dtype) -> N
 def test_nothing_to_do() -> None:
     for samples in (0, 3):
         layer = draw([0] * samples, 5, 4, 4, torch.float32)
-        offsets = layer["row_offsets"].long()
-        values = functional.sampled_linear(layer["hidden"], layer["weight"], None, offsets, layer["ids"])
+        uses = functional.uses_by_row(layer["row_offsets"].long(), layer["ids"], 4)
+        values = functional.sampled_linear(layer["hidden"], layer["weight"], None, uses)
         assert values.shape == (0,)
-        hidden, rows, weight, bias = functional.sampled_linear_backward(
-            layer["grad"], layer["hidden"], layer["weight"], offsets, layer["ids"]
+        hidden, weight, bias = functional.sampled_linear_backward(
+            layer["grad"], layer["hidden"], layer["weight"], uses
         )
         assert torch.equal(hidden, torch.zeros(samples, 5))
-        assert rows.shape == bias.shape == (0,)
+        assert uses.rows.shape == bias.shape == (0,)
         assert weight.shape == (0, 5)
 
 
 def test_non_finite_values_go_where_they_belong() -> None:
     layer = draw([2, 2], 20, 4, 5, torch.float32)
-    ids, offsets = torch.tensor([0, 1, 2, 3]), layer["row_offsets"]
+    uses = functional.uses_by_row(layer["row_offsets"], torch.tensor([0, 1, 2, 3]), 4)
     layer["weight"][1, 19] = float("nan")
-    values = functional.sampled_linear(layer["hidden"], layer["weight"], None, offsets, ids)
+    values = functional.sampled_linear(layer["hidden"], layer["weight"], None, uses)
     assert values.isnan().tolist() == [False, True, False, False]
     grad = torch.tensor([1.0, 1.0, 1.0, float("inf")])
-    hidden, _, weight, bias = functional.sampled_linear_backward(grad, layer["hidden"], layer["weight"], offsets, ids)
+    hidden, weight, bias = functional.sampled_linear_backward(grad, layer["hidden"], layer["weight"], uses)
     assert hidden.isfinite().all(1).tolist() == [False, False]
     assert hidden[0, :19].isfinite().all()
     assert weight.isfinite().all(1).tolist() == [True, True, True, False]
@@ -148,7 +163,8 @@ def test_non_finite_values_go_where_they_belong() -> None:
 def test_bfloat16_weight_takes_float32_hidden() -> None:
     layer = draw([5, 6], 40, 9, 6, torch.bfloat16)
     hidden = torch.randn(2, 40)
-    found = functional.sampled_linear(hidden, layer["weight"], layer["bias"], layer["row_offsets"], layer["ids"])
+    uses = functional.uses_by_row(layer["row_offsets"], layer["ids"], 9)
+    found = functional.sampled_linear(hidden, layer["weight"], layer["bias"], uses)
     exact = reference.sampled_linear(
         hidden.double(), layer["weight"].double(), layer["bias"].double(), layer["row_offsets"], layer["ids"]
     )
@@ -159,21 +175,15 @@ def test_bfloat16_weight_takes_float32_hidden() -> None:
 def test_opcheck(dtype: torch.dtype) -> None:
     layer = draw([3, 0, 5], 6, 10, 7, dtype)
     hidden = layer["hidden"].to(layer["grad"].dtype)
-    rest = (layer["row_offsets"], layer["ids"])
+    torch.library.opcheck(ops.uses_by_row.default, (layer["row_offsets"], layer["ids"], 10))
+    rest = functional.uses_by_row(layer["row_offsets"], layer["ids"], 10)
     for bias in (None, layer["bias"]):
         torch.library.opcheck(ops.sampled_linear.default, (hidden, layer["weight"], bias, *rest))
     torch.library.opcheck(ops.sampled_linear_backward.default, (layer["grad"], hidden, layer["weight"], *rest))
     torch.library.opcheck(ops.rows_to_dense.default, (torch.tensor([1, 4]), layer["weight"][:2].contiguous(), 7))
 
 
-BAD_INPUT: list[tuple[str, Any, type[Exception], str]] = [
-    ("hidden", torch.zeros(4), ValueError, r"hidden to be \[B, d\], got \[4\]"),
-    ("hidden", torch.zeros(2, 5), ValueError, r"weight to be \[N, 5\], got \[3, 4\]"),
-    ("hidden", torch.zeros(2, 4).double(), TypeError, "hidden to be torch.float32 as the weight, got torch.float64"),
-    ("hidden", torch.zeros(3, 4), ValueError, r"row_offsets to be of shape \[4\], got \[3\]"),
-    ("weight", torch.zeros(3, 4).half(), TypeError, "weight to be float32, float64 or bfloat16, got torch.float16"),
-    ("bias", torch.zeros(4), ValueError, r"bias to be of shape \[3\], got \[4\]"),
-    ("bias", torch.zeros(3).double(), TypeError, "bias to be torch.float32, got torch.float64"),
+BAD_USES: list[tuple[str, Any, type[Exception], str]] = [
     ("row_offsets", torch.tensor([0, 3, 5]), ValueError, "row_offsets to be ending at 4, got 5"),
     ("row_offsets", torch.tensor([0, 5, 4]), ValueError, "row_offsets to be ascending, got 5 before 4 at 1"),
     ("ids", torch.tensor([0, 1, 3, 0]), IndexError, r"ids to be in \[0, 3\), got 3 at 2"),
@@ -183,15 +193,34 @@ BAD_INPUT: list[tuple[str, Any, type[Exception], str]] = [
 ]
 
 
+@pytest.mark.parametrize(("name", "value", "error", "message"), BAD_USES)
+def test_bad_uses(name: str, value: Any, error: type[Exception], message: str) -> None:
+    args = {"row_offsets": torch.tensor([0, 2, 4]), "ids": torch.tensor([0, 1, 2, 0])} | {name: value}
+    with pytest.raises(error, match="^uses_by_row: expected " + message):
+        functional.uses_by_row(num_rows=3, **args)
+
+
+USES = functional.uses_by_row(torch.tensor([0, 2, 4]), torch.tensor([0, 1, 2, 0]), 3)
+BAD_INPUT: list[tuple[str, Any, type[Exception], str]] = [
+    ("hidden", torch.zeros(4), ValueError, r"hidden to be \[B, d\], got \[4\]"),
+    ("hidden", torch.zeros(2, 5), ValueError, r"weight to be \[N, 5\], got \[3, 4\]"),
+    ("hidden", torch.zeros(2, 4).double(), TypeError, "hidden to be torch.float32 as the weight, got torch.float64"),
+    ("hidden", torch.zeros(1, 4), IndexError, r"samples to be in \[0, 1\), got others"),
+    ("weight", torch.zeros(3, 4).half(), TypeError, "weight to be float32, float64 or bfloat16, got torch.float16"),
+    ("weight", torch.zeros(2, 4), IndexError, r"rows to be in \[0, 2\), got 2 at 2"),
+    ("bias", torch.zeros(4), ValueError, r"bias to be of shape \[3\], got \[4\]"),
+    ("bias", torch.zeros(3).double(), TypeError, "bias to be torch.float32, got torch.float64"),
+    ("uses", USES._replace(starts=USES.starts[1:]), ValueError, r"starts to be of shape \[4\], got \[3\]"),
+    ("uses", USES._replace(starts=USES.starts + 1), ValueError, "starts to be ascending from 0, got 1 at first"),
+    ("uses", USES._replace(entries=USES.entries + 1), IndexError, r"entries to be in \[0, 4\), got others"),
+    ("uses", USES._replace(samples=USES.samples[1:]), ValueError, r"samples to be of shape \[4\], got \[3\]"),
+]
+
+
 @pytest.mark.parametrize(("name", "value", "error", "message"), BAD_INPUT)
 def test_bad_input(name: str, value: Any, error: type[Exception], message: str) -> None:
-    args = {
-        "hidden": torch.zeros(2, 4),
-        "weight": torch.zeros(3, 4),
-        "bias": torch.zeros(3),
-        "row_offsets": torch.tensor([0, 2, 4]),
-        "ids": torch.tensor([0, 1, 2, 0]),
-    } | {name: value}
+    args = {"hidden": torch.zeros(2, 4), "weight": torch.zeros(3, 4), "bias": torch.zeros(3), "uses": USES}
+    args |= {name: value}
     with pytest.raises(error, match="^sampled_linear: expected " + message):
         functional.sampled_linear(**args)
     if name != "bias":
@@ -201,7 +230,7 @@ def test_bad_input(name: str, value: Any, error: type[Exception], message: str) 
 
 
 def test_bad_gradient() -> None:
-    args = (torch.zeros(2, 4), torch.zeros(3, 4), torch.tensor([0, 2, 4]), torch.tensor([0, 1, 2, 0]))
+    args = (torch.zeros(2, 4), torch.zeros(3, 4), USES)
     with pytest.raises(
         ValueError, match=r"^sampled_linear_backward: expected grad_values to be of shape \[4\], got \[3\]"
     ):

@@ -98,15 +98,24 @@ def _(logits: torch.Tensor, row_offsets: torch.Tensor, *args: object) -> torch.T
     return logits.new_empty(row_offsets.shape[0] - 1)
 
 
+@torch.library.register_fake("torch_slide::uses_by_row")
+def _(row_offsets: torch.Tensor, ids: torch.Tensor, num_rows: int) -> tuple[torch.Tensor, ...]:
+    used = torch.library.get_ctx().new_dynamic_size()
+    numbers = ids.new_empty(ids.shape, dtype=torch.int32)
+    return ids.new_empty(used), ids.new_empty(used + 1), numbers, torch.empty_like(numbers)
+
+
 @torch.library.register_fake("torch_slide::sampled_linear")
 def _(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    row_offsets: torch.Tensor,
-    ids: torch.Tensor,
+    rows: torch.Tensor,
+    starts: torch.Tensor,
+    entries: torch.Tensor,
+    samples: torch.Tensor,
 ) -> torch.Tensor:
-    return hidden.new_empty(ids.shape)
+    return hidden.new_empty(entries.shape)
 
 
 @torch.library.register_fake("torch_slide::sampled_linear_backward")
@@ -114,16 +123,11 @@ def _(
     grad_values: torch.Tensor,
     hidden: torch.Tensor,
     weight: torch.Tensor,
-    row_offsets: torch.Tensor,
-    ids: torch.Tensor,
+    rows: torch.Tensor,
+    *uses: torch.Tensor,
 ) -> tuple[torch.Tensor, ...]:
-    num_rows = torch.library.get_ctx().new_dynamic_size()
-    return (
-        torch.empty_like(hidden),
-        ids.new_empty(num_rows),
-        hidden.new_empty((num_rows, hidden.shape[1])),
-        hidden.new_empty(num_rows),
-    )
+    num_rows = rows.shape[0]
+    return torch.empty_like(hidden), hidden.new_empty((num_rows, hidden.shape[1])), hidden.new_empty(num_rows)
 
 
 @torch.library.register_fake("torch_slide::rows_to_dense")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from torch_slide import losses
+from torch_slide import functional, losses
 from torch_slide.logits import Source
 from torch_slide.sampled import Product, Terms, loss_backward, loss_forward
 from torch_slide.selection import live_selector
@@ -114,8 +114,9 @@ def _candidate_loss(
         ids, group_offsets, log_weights, smoothing, label_offsets, label_positions, label_weights, shared, smooth
     )
     product = Product(compute_dtype=compute_dtype)
-    loss, offsets, rows, grad_logits = loss_forward(hidden, weight, bias, None, terms, product)
-    return loss, offsets.clone(), hidden.new_empty((0, hidden.shape[1])) if rows is None else rows, grad_logits
+    loss, offsets, gathered, grad_logits = loss_forward(hidden, weight, bias, None, terms, product)
+    rows = gathered if isinstance(gathered, Tensor) else hidden.new_empty((0, hidden.shape[1]))
+    return loss, offsets.clone(), rows, grad_logits
 
 
 @_candidate_loss.register_fake
@@ -159,9 +160,8 @@ def _candidate_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     product = Product(compute_dtype=compute_dtype)
     needs = (True, True, bias is not None)
-    found = loss_backward(
-        grad, hidden, weight, bias, ids, offsets, None, rows if shared else None, grad_logits, product, needs
-    )
+    gathered = rows if shared else functional.uses_by_row(offsets, ids, len(weight))
+    found = loss_backward(grad, hidden, weight, bias, ids, offsets, None, grad_logits, gathered, product, needs)
     grad_hidden, grad_weight, grad_bias = found
     assert grad_hidden is not None
     assert grad_weight is not None

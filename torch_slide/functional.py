@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -227,41 +229,68 @@ def _value_dtype(op: str, hidden: Tensor, weight: Tensor) -> torch.dtype:
     return dtype
 
 
-def sampled_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, row_offsets: Tensor, ids: Tensor) -> Tensor:
+class Uses(NamedTuple):
+    """Which samples use which weight rows, grouped by row: from :func:`uses_by_row`.
+
+    Attributes:
+        rows: int64 [U], the distinct rows, ascending.
+        starts: int64 [U + 1]; the uses of ``rows[r]`` are at ``starts[r]:starts[r + 1]``.
+        entries: int32 [nnz]: where each use lies in the list that was grouped.
+        samples: int32 [nnz]: the sample of each use.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    entries: Tensor
+    samples: Tensor
+
+
+def uses_by_row(row_offsets: Tensor, ids: Tensor, num_rows: int) -> Uses:
+    """Groups by weight row what each sample lists; both directions of the product go row by row.
+
+    Args:
+        row_offsets: int64 [B + 1]; the rows of sample b are ``ids[row_offsets[b]:row_offsets[b + 1]]``.
+        ids: int64 [nnz], less than 2^31 of them.
+        num_rows: N.
+
+    Raises:
+        IndexError: for ids out of range.
+        ValueError: for offsets that do not ascend over all ids.
+        TypeError: for tensors that are not int64.
+    """
+    _check_dtype("uses_by_row", torch.int64, row_offsets=row_offsets, ids=ids)
+    return Uses(*ops.uses_by_row(row_offsets.contiguous(), ids.contiguous(), num_rows))
+
+
+def sampled_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, uses: Uses) -> Tensor:
     """Products of every sample with weight rows of its own choice (SLIDE, section 3.1).
 
     Args:
         hidden: [B, d], of the weight's dtype (for a bfloat16 weight also float32).
         weight: float32, float64 or bfloat16 [N, d].
         bias: [N], of the weight's dtype, or None.
-        row_offsets: int64 [B + 1]; the rows of sample b are ``ids[row_offsets[b]:row_offsets[b + 1]]``.
-        ids: int64 [nnz].
+        uses: which rows each sample uses.
 
     Returns:
         ``hidden[b] . weight[ids[k]] + bias[ids[k]]`` for every k in the range of sample b, [nnz]; accumulated in and
         returned as float32 (float64 for float64). No autograd: see :func:`sampled_linear_backward`.
 
     Raises:
-        IndexError: for ids out of range.
-        ValueError: for shapes that do not match, and offsets that do not ascend over all ids.
+        IndexError: for uses of rows or samples that are not there.
+        ValueError: for shapes that do not match.
         TypeError: for dtypes that do not match.
     """
     op = "sampled_linear"
     dtype = _value_dtype(op, hidden, weight)
     _check_dtype(op, weight.dtype, bias=bias)
-    _check_dtype(op, torch.int64, row_offsets=row_offsets, ids=ids)
     return ops.sampled_linear(
-        hidden.to(dtype).contiguous(),
-        weight.contiguous(),
-        None if bias is None else bias.contiguous(),
-        row_offsets.contiguous(),
-        ids.contiguous(),
+        hidden.to(dtype).contiguous(), weight.contiguous(), None if bias is None else bias.contiguous(), *uses
     )
 
 
 def sampled_linear_backward(
-    grad_values: Tensor, hidden: Tensor, weight: Tensor, row_offsets: Tensor, ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_values: Tensor, hidden: Tensor, weight: Tensor, uses: Uses
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`sampled_linear`, for the rows that were used only.
 
     The sums run in an order that depends on the sizes alone: the results are equal for every number of threads.
@@ -270,12 +299,11 @@ def sampled_linear_backward(
         grad_values: [nnz], float32 (float64 for a float64 weight).
         hidden: as in :func:`sampled_linear`, like the other arguments.
         weight: [N, d].
-        row_offsets: int64 [B + 1].
-        ids: int64 [nnz].
+        uses: which rows each sample uses.
 
     Returns:
-        grad_hidden [B, d]; rows int64 [U], the distinct ids, ascending; grad_rows [U, d]; grad_bias [U]. All gradients
-        are of the dtype of ``grad_values``.
+        grad_hidden [B, d]; grad_rows [U, d] and grad_bias [U] for ``uses.rows``. All are of the dtype of
+        ``grad_values``.
 
     Raises:
         IndexError, ValueError, TypeError: as :func:`sampled_linear`.
@@ -283,13 +311,8 @@ def sampled_linear_backward(
     op = "sampled_linear_backward"
     dtype = _value_dtype(op, hidden, weight)
     _check_dtype(op, dtype, grad_values=grad_values)
-    _check_dtype(op, torch.int64, row_offsets=row_offsets, ids=ids)
     return ops.sampled_linear_backward(
-        grad_values.contiguous(),
-        hidden.to(dtype).contiguous(),
-        weight.contiguous(),
-        row_offsets.contiguous(),
-        ids.contiguous(),
+        grad_values.contiguous(), hidden.to(dtype).contiguous(), weight.contiguous(), *uses
     )
 
 

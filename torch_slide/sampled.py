@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ from torch.autograd.function import once_differentiable
 from torch_slide import functional
 from torch_slide.selection import Candidates
 from torch_slide.sparse import row_sparse
+
+
+# The rows of shared candidates; or who uses which row, where every sample has candidates of its own.
+Gathered: TypeAlias = Tensor | functional.Uses
+
+
+def _tensors(gathered: Gathered) -> tuple[Tensor, ...]:
+    return (gathered,) if isinstance(gathered, Tensor) else gathered
+
+
+def _from_tensors(tensors: Sequence[Tensor]) -> Gathered:
+    return tensors[0] if len(tensors) == 1 else functional.Uses(*tensors)
 
 
 def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns: Tensor | None = None) -> Tensor:
@@ -38,10 +50,11 @@ def _gathered_product(
     columns: Tensor | None,
     shared: bool,
     product_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """Logits, [B, C] if the candidates are shared, else [total]; and the gathered rows if they are."""
+) -> tuple[Tensor, Gathered]:
+    """Logits and the gathered rows, [B, C] and [C, d] if the candidates are shared; else [total] and their uses."""
     if not shared:
-        return functional.sampled_linear(hidden.to(weight.dtype), weight, bias, row_offsets, ids), None
+        uses = functional.uses_by_row(row_offsets, ids, len(weight))
+        return functional.sampled_linear(hidden.to(weight.dtype), weight, bias, uses), uses
     rows = weight.index_select(0, ids) if columns is None else weight[ids.unsqueeze(1), columns]
     rows = rows.to(product_dtype)
     x = hidden.to(product_dtype)
@@ -59,7 +72,7 @@ def _product_backward(
     ids: Tensor,
     row_offsets: Tensor,
     columns: Tensor | None,
-    rows: Tensor | None,
+    gathered: Gathered,
     *,
     needs: Sequence[bool],
     product_dtype: torch.dtype,
@@ -68,13 +81,13 @@ def _product_backward(
     """Gradients of hidden, weight and bias; row b of ``grad_logits`` still to be multiplied by ``per_sample[b]``."""
     grad_hidden = grad_rows = grad_bias_rows = None
     needs_hidden, needs_weight, needs_bias = needs
-    if rows is not None:
+    if isinstance(gathered, Tensor):
         grad_logits = grad_logits.to(product_dtype)
         # The factors go onto the small side: [B, d], not [B, C].
         factors = torch.ones(len(hidden)) if per_sample is None else per_sample
         factors = factors.to(torch.promote_types(hidden.dtype, factors.dtype))
         if needs_hidden:
-            grad_hidden = (torch.mm(grad_logits, rows) * factors.unsqueeze(1)).to(hidden.dtype)
+            grad_hidden = (torch.mm(grad_logits, gathered) * factors.unsqueeze(1)).to(hidden.dtype)
         if needs_weight:
             grad_rows = torch.mm(grad_logits.t(), (hidden * factors.unsqueeze(1)).to(product_dtype))
         if needs_bias:
@@ -82,10 +95,10 @@ def _product_backward(
     else:
         if per_sample is not None:
             grad_logits = grad_logits * torch.repeat_interleave(per_sample, row_offsets.diff(), output_size=len(ids))
-        grad_hidden, ids, grad_rows, grad_bias_rows = functional.sampled_linear_backward(
-            grad_logits, hidden.to(weight.dtype), weight, row_offsets, ids
+        grad_hidden, grad_rows, grad_bias_rows = functional.sampled_linear_backward(
+            grad_logits, hidden.to(weight.dtype), weight, gathered
         )
-        grad_hidden = grad_hidden.to(hidden.dtype)
+        grad_hidden, ids = grad_hidden.to(hidden.dtype), gathered.rows
     grad_weight = grad_bias = None
     if needs_weight and grad_rows is not None:
         grad_weight = _row_gradient(ids, grad_rows, weight, sparse_grad, columns)
@@ -143,14 +156,14 @@ class Product:
 
 def loss_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor | None, terms: Terms, product: Product
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Loss of each sample [B]; then what :func:`loss_backward` wants: row offsets, gathered rows, logit gradient."""
+) -> tuple[Tensor, Tensor, Gathered, Tensor]:
+    """Loss of each sample [B]; then what :func:`loss_backward` wants: row offsets, what was gathered, logit gradient."""
     offsets = torch.arange(len(hidden) + 1) * len(terms.ids) if terms.shared else terms.group_offsets
     # The loss adds the bias on its way; addmm would first write it to all of [B, C].
     late_bias = None
     if terms.shared and bias is not None and product.scale == 1.0 and not product.bce:
         late_bias, bias = bias.index_select(0, terms.ids).to(terms.log_weights.dtype), None
-    logits, rows = _gathered_product(
+    logits, gathered = _gathered_product(
         hidden, weight, bias, terms.ids, offsets, columns, terms.shared, product.dtype(hidden, weight)
     )
     logits = logits.to(terms.log_weights.dtype).view(-1)
@@ -165,7 +178,7 @@ def loss_forward(
         loss = functional.softmax_cross_entropy_(
             logits, offsets, terms.log_weights, terms.smoothing, *labels, bias=late_bias
         )
-    return loss, offsets, rows, logits
+    return loss, offsets, gathered, logits
 
 
 def loss_backward(
@@ -176,16 +189,16 @@ def loss_backward(
     ids: Tensor,
     row_offsets: Tensor,
     columns: Tensor | None,
-    rows: Tensor | None,
     grad_logits: Tensor,
+    gathered: Gathered,
     product: Product,
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden, weight and bias from that of the losses [B]."""
-    if rows is not None:
+    if isinstance(gathered, Tensor):
         grad_logits = grad_logits.view(len(hidden), len(ids))
     return _product_backward(
-        grad_logits, grad * product.scale, hidden, weight, bias, ids, row_offsets, columns, rows,
+        grad_logits, grad * product.scale, hidden, weight, bias, ids, row_offsets, columns, gathered,
         needs=needs, product_dtype=product.dtype(hidden, weight), sparse_grad=product.sparse_grad,
     )  # fmt: skip
 
@@ -201,16 +214,17 @@ class _SampledLoss(torch.autograd.Function):
         terms: Terms,
         product: Product,
     ) -> Tensor:
-        loss, offsets, rows, grad_logits = loss_forward(hidden, weight, bias, columns, terms, product)
-        ctx.save_for_backward(hidden, weight, bias, terms.ids, offsets, columns, rows, grad_logits)
+        loss, offsets, gathered, grad_logits = loss_forward(hidden, weight, bias, columns, terms, product)
+        ctx.save_for_backward(hidden, weight, bias, terms.ids, offsets, columns, grad_logits, *_tensors(gathered))
         ctx.product = product
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved: tuple[Any, ...] = (*ctx.saved_tensors, ctx.product, ctx.needs_input_grad[:3])
-        return (*loss_backward(grad, *saved), None, None, None)
+        saved, gathered = ctx.saved_tensors[:7], _from_tensors(ctx.saved_tensors[7:])
+        gradients = loss_backward(grad, *saved, gathered, ctx.product, ctx.needs_input_grad[:3])
+        return (*gradients, None, None, None)
 
 
 class _SampledActivations(torch.autograd.Function):
@@ -225,8 +239,8 @@ class _SampledActivations(torch.autograd.Function):
         product: Product,
     ) -> Tensor:
         ids, offsets, dtype = candidates.ids, candidates.group_offsets, product.dtype(hidden, weight)
-        values, rows = _gathered_product(hidden, weight, bias, ids, offsets, columns, candidates.shared, dtype)
-        ctx.save_for_backward(hidden, weight, bias, ids, offsets, columns, rows)
+        values, gathered = _gathered_product(hidden, weight, bias, ids, offsets, columns, candidates.shared, dtype)
+        ctx.save_for_backward(hidden, weight, bias, ids, offsets, columns, *_tensors(gathered))
         ctx.product, ctx.dtype = product, dtype
         return values
 
@@ -234,7 +248,7 @@ class _SampledActivations(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         gradients = _product_backward(
-            grad.contiguous(), None, *ctx.saved_tensors,
+            grad.contiguous(), None, *ctx.saved_tensors[:6], _from_tensors(ctx.saved_tensors[6:]),
             needs=ctx.needs_input_grad[:3], product_dtype=ctx.dtype, sparse_grad=ctx.product.sparse_grad,
         )  # fmt: skip
         return (*gradients, None, None, None)

@@ -1,7 +1,6 @@
 #include "core/select.h"
 
 #include <algorithm>
-#include <functional>
 
 #include "core/random.h"
 
@@ -74,40 +73,38 @@ void Selector::collect_in_table_order(const Group& group, const TablesQuery& tab
       }
 }
 
-// Most votes first, ties in an order that changes from draw to draw; taken in the order of discovery.
+// Most votes first. Among rows with just enough votes each is as likely as any other: selection sampling (Knuth, TAOCP
+// 2, 3.4.2, algorithm S) in the order of discovery, from random numbers that change from draw to draw.
 void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
   const uint32_t least = budget.strategy == Strategy::threshold ? static_cast<uint32_t>(budget.threshold) : 1u;
-  hits_.clear();
+  rows_with_.clear();
+  int64_t found = 0;
   for (const int32_t row : touched_) {
     const uint32_t votes = votes_[row];
-    if ((votes & kTaken) == 0 && votes >= least) hits_.push_back({row, votes});
+    if ((votes & kTaken) != 0 || votes < least) continue;
+    if (votes >= rows_with_.size()) rows_with_.resize(votes + 1, 0);
+    ++rows_with_[votes];
+    ++found;
   }
-  if (static_cast<int64_t>(hits_.size()) <= wanted) {
-    for (const Hit& hit : hits_) take(hit.row, Kind::hit);
-    return;
-  }
-  if (wanted <= 0) return;
+  if (wanted <= 0 || found == 0) return;
 
-  ranking_.clear();
-  for (const Hit& hit : hits_) ranking_.push_back(hit.votes);
-  std::nth_element(ranking_.begin(), ranking_.begin() + (wanted - 1), ranking_.end(), std::greater<>());
-  const uint64_t enough = ranking_[wanted - 1];
-
-  // Rows with just enough votes: those of the smallest priorities.
+  uint32_t enough = least;
+  int64_t tied = wanted;  // places for rows with just enough votes
+  if (found > wanted)
+    for (enough = static_cast<uint32_t>(rows_with_.size() - 1); rows_with_[enough] < tied; --enough)
+      tied -= rows_with_[enough];
+  int64_t undecided = found > wanted ? rows_with_[enough] : 0;
   const Stream stream(seed, kTieBreak);
-  int64_t tied = wanted;
-  ranking_.clear();
-  for (const Hit& hit : hits_) {
-    if (hit.votes > enough) --tied;
-    if (hit.votes == enough) ranking_.push_back(stream.bits(hit.row));
-  }
-  std::nth_element(ranking_.begin(), ranking_.begin() + (tied - 1), ranking_.end());
-  const uint64_t last = ranking_[tied - 1];
-  for (const Hit& hit : hits_) {
-    const bool chosen = hit.votes > enough || (hit.votes == enough && tied > 0 && stream.bits(hit.row) <= last);
-    if (!chosen) continue;
-    tied -= hit.votes == enough;
-    take(hit.row, Kind::hit);
+  for (const int32_t row : touched_) {
+    const uint32_t votes = votes_[row];
+    if ((votes & kTaken) != 0 || votes < enough) continue;
+    if (found > wanted && votes == enough) {
+      const bool chosen = static_cast<int64_t>(stream.below(undecided, undecided)) < tied;
+      --undecided;
+      if (!chosen) continue;
+      --tied;
+    }
+    take(row, Kind::hit);
   }
 }
 

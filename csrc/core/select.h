@@ -51,10 +51,6 @@ class Selector {
     int32_t id;
     Kind kind;
   };
-  struct Hit {
-    int32_t row;
-    uint32_t votes;
-  };
   void reserve(int64_t num_rows, int64_t num_buckets);
   void vote(const Group& group, const TablesQuery& tables);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
@@ -71,8 +67,7 @@ class Selector {
   std::vector<int64_t> probed_;          // buckets with a tally
   std::vector<int32_t> touched_;         // rows with a vote
   std::vector<uint64_t> present_;        // [N] bits, zero between calls
-  std::vector<Hit> hits_;
-  std::vector<uint64_t> ranking_;  // votes, then priorities, of which only the order counts
+  std::vector<int64_t> rows_with_;       // so many votes
   std::vector<Candidate> chosen_;
 };
 

@@ -107,7 +107,7 @@ void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float*
 struct Entries {
   const float* values;
   size_t d;
-  const uint32_t* entries;
+  const int32_t* entries;
   size_t n;
   const int64_t* source;
   const float* scale;
@@ -130,7 +130,7 @@ inline void sum_columns(const Entries& e, size_t column, float* sum) {
   for (int c = 0; c < Regs; ++c) store(sum + column + 16 * c, total[c]);
 }
 
-void sum_entries(const float* values, size_t d, const uint32_t* entries, size_t n, const int64_t* source,
+void sum_entries(const float* values, size_t d, const int32_t* entries, size_t n, const int64_t* source,
                  const float* scale, float* sum) {
   const Entries e{values, d, entries, n, source, scale};
   size_t column = 0;

@@ -15,41 +15,44 @@ inline void prefetch_row(const Row* row, size_t d) {
   for (size_t line = 0; line < size; line += 64) __builtin_prefetch(bytes + line);
 }
 
-// Several rows at a time: x is read once for all of them, and their chains of fma overlap.
-template <int Rows, typename Row>
-inline void dot_block(const float* x, const Row* rows, size_t d, const int64_t* ids, float* out) {
-  const Row* row[Rows];
-  F32x16 acc[Rows];
-  for (int r = 0; r < Rows; ++r) {
-    row[r] = rows + static_cast<size_t>(ids[r]) * d;
-    acc[r] = broadcast(0.0f);
+// Several products at a time, so that their chains of fma overlap.
+template <int Products, typename Row>
+inline void dot_block(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows,
+                      float* out) {
+  const float* x[Products];
+  const Row* row[Products];
+  F32x16 acc[Products];
+  for (int p = 0; p < Products; ++p) {
+    x[p] = hidden + static_cast<size_t>(samples[p]) * d;
+    row[p] = weight + static_cast<size_t>(rows[p]) * d;
+    acc[p] = broadcast(0.0f);
   }
   size_t i = 0;
-  for (; i + 16 <= d; i += 16) {
-    const F32x16 xi = load(x + i);
-    for (int r = 0; r < Rows; ++r) acc[r] = fma(xi, load(row[r] + i), acc[r]);
-  }
-  if (i < d) {
-    const F32x16 xi = load_rest(x + i, d - i, 0.0f);
-    for (int r = 0; r < Rows; ++r) acc[r] = fma(xi, load_rest(row[r] + i, d - i, Row{}), acc[r]);
-  }
-  for (int r = 0; r < Rows; ++r) out[r] = reduce_add(acc[r]);
+  for (; i + 16 <= d; i += 16)
+    for (int p = 0; p < Products; ++p) acc[p] = fma(load(x[p] + i), load(row[p] + i), acc[p]);
+  if (i < d)
+    for (int p = 0; p < Products; ++p)
+      acc[p] = fma(load_rest(x[p] + i, d - i, 0.0f), load_rest(row[p] + i, d - i, Row{}), acc[p]);
+  for (int p = 0; p < Products; ++p) out[p] = reduce_add(acc[p]);
 }
 
 template <typename Row>
-void dots(const float* x, const Row* rows, size_t d, const int64_t* ids, size_t n, float* out) {
-  for (size_t i = 0; i < kRowsAhead && i < n; ++i) prefetch_row(rows + static_cast<size_t>(ids[i]) * d, d);
+void dots(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows, size_t n,
+          float* out) {
+  const auto prefetch = [&](size_t i) {
+    if (i < n && (i == 0 || rows[i] != rows[i - 1])) prefetch_row(weight + static_cast<size_t>(rows[i]) * d, d);
+  };
+  for (size_t i = 0; i < kRowsAhead; ++i) prefetch(i);
   size_t i = 0;
   for (; i + 4 <= n; i += 4) {
-    for (size_t next = i + kRowsAhead; next < i + kRowsAhead + 4 && next < n; ++next)
-      prefetch_row(rows + static_cast<size_t>(ids[next]) * d, d);
-    dot_block<4>(x, rows, d, ids + i, out + i);
+    for (size_t next = i + kRowsAhead; next < i + kRowsAhead + 4; ++next) prefetch(next);
+    dot_block<4>(hidden, weight, d, samples + i, rows + i, out + i);
   }
-  for (; i < n; ++i) dot_block<1>(x, rows, d, ids + i, out + i);
+  for (; i < n; ++i) dot_block<1>(hidden, weight, d, samples + i, rows + i, out + i);
 }
 
 template <int Regs, typename Row>
-inline void gradient_block(const Row* row, const float* hidden, size_t d, const int64_t* samples, const float* g,
+inline void gradient_block(const Row* row, const float* hidden, size_t d, const int32_t* samples, const float* g,
                            size_t n, float* grad_row, float* grad_hidden) {
   F32x16 acc[Regs];
   for (int c = 0; c < Regs; ++c) acc[c] = broadcast(0.0f);
@@ -74,7 +77,7 @@ inline float widened(uint16_t x) {
 }
 
 template <typename Row>
-void row_gradients(const Row* row, const float* hidden, size_t d, const int64_t* samples, const float* g, size_t n,
+void row_gradients(const Row* row, const float* hidden, size_t d, const int32_t* samples, const float* g, size_t n,
                    float* grad_row, float* grad_hidden) {
   size_t c = 0;
   for (; c + 64 <= d; c += 64) gradient_block<4>(row + c, hidden + c, d, samples, g, n, grad_row + c, grad_hidden + c);

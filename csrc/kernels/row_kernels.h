@@ -28,7 +28,7 @@ struct RowKernels {
   void (*sgd)(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad, size_t n);
   // sum = the sum over n entries e of scale[e] * values[source[e]], in their order; source and scale may be null (then
   // e itself, and 1). values is [*, d].
-  void (*sum_entries)(const float* values, size_t d, const uint32_t* entries, size_t n, const int64_t* source,
+  void (*sum_entries)(const float* values, size_t d, const int32_t* entries, size_t n, const int64_t* source,
                       const float* scale, float* sum);
 };
 

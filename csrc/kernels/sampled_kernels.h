@@ -7,12 +7,13 @@ namespace ts {
 
 template <typename Row>
 struct SampledKernels {
-  // out[i] = x . rows[ids[i]], for rows of d elements.
-  void (*dots)(const float* x, const Row* rows, size_t d, const int64_t* ids, size_t n, float* out);
+  // out[i] = hidden[samples[i]] . weight[rows[i]], of d elements each.
+  void (*dots)(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows, size_t n,
+               float* out);
 
   // What the n uses of one row give back: use i is by sample samples[i] and has the gradient g[i].
   // grad_row = sum_i g[i] * hidden[samples[i]]; grad_hidden[samples[i]] += g[i] * row.
-  void (*row_gradients)(const Row* row, const float* hidden, size_t d, const int64_t* samples, const float* g, size_t n,
+  void (*row_gradients)(const Row* row, const float* hidden, size_t d, const int32_t* samples, const float* g, size_t n,
                         float* grad_row, float* grad_hidden);
 };
 
