@@ -2,9 +2,10 @@
 
     python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3 --out benchmarks/results/accuracy
 
-The result is one JSON file per run. After every epoch a checkpoint (model, optimisers and the results so far, in one file that is
-replaced at once) is written beside it; a run that was cut short goes on from there, and one that is complete is left alone.
-Times are processor seconds of the process, so that a run that was paused or shared the machine still says what it cost.
+The result is one JSON file per run. After every epoch a checkpoint (model, optimisers and the results so far, in one
+file that is replaced at once) is written beside it; a run that was cut short goes on from there, and one that is
+complete is left alone. Times are processor seconds of the process, so that a run that was paused or shared the machine
+still says what it cost.
 """
 
 from __future__ import annotations
@@ -74,11 +75,21 @@ def run_name(arguments: argparse.Namespace) -> str:
     parts = [arguments.problem, arguments.method]
     if arguments.method != "dense":
         parts.append(f"a{arguments.num_active or 'auto'}")
+    if arguments.relu:
+        parts.append("relu")
     if arguments.no_correction:
         parts.append("uncorrected")
     if arguments.device != "cpu":
         parts.append(arguments.device)
+    if arguments.decay:
+        parts.append(f"e{arguments.epochs}d{arguments.decay}")
     return "-".join([*parts, f"lr{arguments.lr:g}", f"seed{arguments.seed}"])
+
+
+def learning_rate(progress: float, arguments: argparse.Namespace) -> float:
+    """At so many epochs: constant, then falling linearly to zero."""
+    left = arguments.epochs - progress
+    return arguments.lr * min(1.0, left / arguments.decay) if arguments.decay else arguments.lr
 
 
 def check_same_run(settings: dict[str, str], saved: dict[str, str], path: Path) -> None:
@@ -93,7 +104,9 @@ def main() -> None:
     options.add_argument("--method", choices=METHODS, required=True)
     options.add_argument("--lr", type=float, required=True)
     options.add_argument("--epochs", type=int, default=8)
+    options.add_argument("--decay", type=int, default=0, help="last epochs, over which lr falls linearly to nothing")
     options.add_argument("--hidden", type=int, default=128)
+    options.add_argument("--relu", action="store_true", help="a ReLU after the sum of embeddings")
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     options.add_argument("--no-correction", action="store_true")
@@ -119,7 +132,7 @@ def main() -> None:
     problem = problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
     torch.manual_seed(arguments.seed)
     head = make_head(arguments.method, arguments.hidden, problem.num_outputs, arguments)
-    model = problem.network(problem.num_inputs, head).to(arguments.device)
+    model = problem.network(problem.num_inputs, head, relu=arguments.relu).to(arguments.device)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     if arguments.method == "dense":
         optimizers = [
@@ -144,7 +157,10 @@ def main() -> None:
         for rows in data.epoch_order(len(problem.train_rows), arguments.seed, epoch).split(arguments.batch_size):
             loss = loss_of(model, to(problem.train.batch(problem.train_rows[rows]), arguments.device))
             loss.backward()
+            progress = epoch + len(losses) * arguments.batch_size / len(problem.train_rows)
             for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(progress, arguments)
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.detach())

@@ -75,7 +75,9 @@ def speed(runs: list[Run]) -> str:
 def label_of(arguments: dict[str, str]) -> str:
     """The method, with what makes it other than the default."""
     active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
-    return arguments["method"] + active + (", uncorrected" if arguments["no_correction"] == "True" else "")
+    uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
+    relu = ", ReLU" if arguments["relu"] == "True" else ""
+    return arguments["method"] + relu + active + uncorrected
 
 
 def accuracy(runs: list[Run]) -> str:

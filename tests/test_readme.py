@@ -69,7 +69,8 @@ def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_pa
         run = {
             "machine": {"cpu": "Z80", "isa": "scalar", "threads": 1, "torch": "2.13"},
             "arguments": {
-                "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False"
+                "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False",
+                "relu": "False",
             },
             "epochs": [{"P@1": value, "P@5": 0.25} for value in values],
         }  # fmt: skip

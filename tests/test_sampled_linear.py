@@ -138,9 +138,7 @@ def test_nothing_to_do() -> None:
         uses = functional.uses_by_row(layer["row_offsets"].long(), layer["ids"], 4)
         values = functional.sampled_linear(layer["hidden"], layer["weight"], None, uses)
         assert values.shape == (0,)
-        hidden, weight, bias = functional.sampled_linear_backward(
-            layer["grad"], layer["hidden"], layer["weight"], uses
-        )
+        hidden, weight, bias = functional.sampled_linear_backward(layer["grad"], layer["hidden"], layer["weight"], uses)
         assert torch.equal(hidden, torch.zeros(samples, 5))
         assert uses.rows.shape == bias.shape == (0,)
         assert weight.shape == (0, 5)

@@ -18,7 +18,6 @@ from torch_slide import functional
 from torch_slide.selection import Candidates
 from torch_slide.sparse import row_sparse
 
-
 # The rows of shared candidates; or who uses which row, where every sample has candidates of its own.
 Gathered: TypeAlias = Tensor | functional.Uses
 
@@ -157,7 +156,7 @@ class Product:
 def loss_forward(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, columns: Tensor | None, terms: Terms, product: Product
 ) -> tuple[Tensor, Tensor, Gathered, Tensor]:
-    """Loss of each sample [B]; then what :func:`loss_backward` wants: row offsets, what was gathered, logit gradient."""
+    """Loss of each sample [B]; then for :func:`loss_backward` row offsets, what was gathered, logit gradient."""
     offsets = torch.arange(len(hidden) + 1) * len(terms.ids) if terms.shared else terms.group_offsets
     # The loss adds the bias on its way; addmm would first write it to all of [B, C].
     late_bias = None
@@ -222,9 +221,9 @@ class _SampledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved, gathered = ctx.saved_tensors[:7], _from_tensors(ctx.saved_tensors[7:])
-        gradients = loss_backward(grad, *saved, gathered, ctx.product, ctx.needs_input_grad[:3])
-        return (*gradients, None, None, None)
+        gathered = _from_tensors(ctx.saved_tensors[7:])
+        arguments: Any = (*ctx.saved_tensors[:7], gathered, ctx.product, ctx.needs_input_grad[:3])
+        return (*loss_backward(grad, *arguments), None, None, None)
 
 
 class _SampledActivations(torch.autograd.Function):
@@ -247,8 +246,9 @@ class _SampledActivations(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        saved: Any = (*ctx.saved_tensors[:6], _from_tensors(ctx.saved_tensors[6:]))
         gradients = _product_backward(
-            grad.contiguous(), None, *ctx.saved_tensors[:6], _from_tensors(ctx.saved_tensors[6:]),
+            grad.contiguous(), None, *saved,
             needs=ctx.needs_input_grad[:3], product_dtype=ctx.dtype, sparse_grad=ctx.product.sparse_grad,
         )  # fmt: skip
         return (*gradients, None, None, None)

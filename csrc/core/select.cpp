@@ -186,6 +186,8 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
 
   for (const int32_t row : touched_) votes_[row] = 0;
   if (budget.sorted) sort_chosen(budget.num_rows);
+  ids.reserve(ids.size() + chosen_.size());
+  kinds.reserve(kinds.size() + chosen_.size());
   for (size_t i = 0; i < chosen_.size(); ++i) {
     ids.push_back(chosen_[i].id);
     kinds.push_back(chosen_[i].kind);

@@ -23,7 +23,7 @@ Tensor row_norms(const Tensor& weight, const std::optional<Tensor>& bias) {
   const Rows from = rows_of(weight, bias, op);
   Tensor norms = empty<float>({weight.size(0)});
   float* const to = mutable_data<float>(norms, op, "norms");
-  torch::stable::parallel_for(0, weight.size(0), 256, [&](int64_t begin, int64_t end) {
+  parallel(weight.size(0), 256, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) to[row] = from.norm(row);
   });
   return norms;
@@ -43,7 +43,7 @@ Tensor augment_rows(const Tensor& weight, const std::optional<Tensor>& bias, con
                               std::to_string(index[i]));
   Tensor augmented = empty<float>({num, width});
   float* const to = mutable_data<float>(augmented, op, "augmented");
-  torch::stable::parallel_for(0, num, 256, [&](int64_t begin, int64_t end) {
+  parallel(num, 256, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) from.augment(index == nullptr ? i : index[i], max_norm, to + i * width);
   });
   return augmented;

@@ -7,7 +7,6 @@
 
 #include "ops/checks.h"
 #include "ops/common.h"
-#include "ops/parallel.h"
 
 namespace ts {
 

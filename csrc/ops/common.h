@@ -73,4 +73,10 @@ Tensor empty(std::initializer_list<int64_t> sizes) {
   return torch::stable::empty(sizes, scalar_type_of<T>());
 }
 
+// work(begin, end) for ranges that cover [0, n), of at least `grain` each but the last. Also how csrc/core, which knows
+// no torch, gets torch's threads.
+inline constexpr auto parallel = [](int64_t n, int64_t grain, const auto& work) {
+  if (n > 0) torch::stable::parallel_for(0, n, grain, work);
+};
+
 }  // namespace ts

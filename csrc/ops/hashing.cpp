@@ -13,7 +13,7 @@ template <typename T>
 std::vector<float> pack(const T* matrix, size_t d, size_t columns, size_t num_tables) {
   const size_t per_table = columns / num_tables, panels_per_table = panels_for(per_table);
   std::vector<float> panels(num_tables * panels_per_table * d * kPanelWidth);
-  torch::stable::parallel_for(0, num_tables * panels_per_table, 4, [&](int64_t begin, int64_t end) {
+  parallel(num_tables * panels_per_table, 4, [&](int64_t begin, int64_t end) {
     for (size_t panel = begin; panel < static_cast<size_t>(end); ++panel) {
       const size_t table = panel / panels_per_table, first = panel % panels_per_table * kPanelWidth;
       pack_panel(matrix + table * per_table + first, d, columns, std::min(kPanelWidth, per_table - first),
@@ -68,7 +68,7 @@ Tensor project(const Tensor& x, const Tensor& columns) {
   const Panels panels{packed.data(), d, panels_for(p)};
   Tensor y = empty<float>({x.size(0), columns.size(1)});
   float* const py = mutable_data<float>(y, op, "y");
-  torch::stable::parallel_for(0, n, kRowBlock, [&](int64_t begin, int64_t end) {
+  parallel(n, kRowBlock, [&](int64_t begin, int64_t end) {
     std::vector<float> block(kRowBlock * kPanelWidth);
     for (size_t row = begin; row < static_cast<size_t>(end); row += kRowBlock)
       for (size_t panel = 0; panel < panels.count; ++panel) {
@@ -94,7 +94,7 @@ Tensor simhash(const Tensor& x, const Tensor& projections, int64_t num_tables, i
   const SimHash hash{{panels.data(), d, panels_for(columns)}, static_cast<size_t>(num_tables), bits, flips};
   Tensor codes = empty<int32_t>({x.size(0), num_tables, probes});
   int32_t* const to = mutable_data<int32_t>(codes, op, "codes");
-  torch::stable::parallel_for(0, x.size(0), kRowBlock, [&](int64_t begin, int64_t end) {
+  parallel(x.size(0), kRowBlock, [&](int64_t begin, int64_t end) {
     hash.codes(px + begin * d, end - begin, to + begin * num_tables * probes);
   });
   return codes;
@@ -108,7 +108,7 @@ Tensor winner_take_all(const Tensor& x, const Tensor& bins, const std::optional<
   const int64_t d = x.size(1);
   Tensor codes = empty<int32_t>({x.size(0), num_tables, 1});
   int32_t* const to = mutable_data<int32_t>(codes, op, "codes");
-  torch::stable::parallel_for(0, x.size(0), kLanes, [&](int64_t begin, int64_t end) {
+  parallel(x.size(0), kLanes, [&](int64_t begin, int64_t end) {
     winner_codes(view, px + begin * d, end - begin, d, to + begin * num_tables);
   });
   return codes;
@@ -128,7 +128,7 @@ Tensor minhash(const Tensor& x, const Tensor& bins, const Tensor& detours, const
   const int64_t d = x.size(1);
   Tensor codes = empty<int32_t>({x.size(0), num_tables, 1});
   int32_t* const to = mutable_data<int32_t>(codes, op, "codes");
-  torch::stable::parallel_for(0, x.size(0), kLanes, [&](int64_t begin, int64_t end) {
+  parallel(x.size(0), kLanes, [&](int64_t begin, int64_t end) {
     minhash_codes(view, label, top, px + begin * d, end - begin, d, to + begin * num_tables);
   });
   return codes;
@@ -146,7 +146,7 @@ Tensor nearest_centroids(const Tensor& x, const Tensor& centroids, int64_t num_t
       {panels.data(), d, num_tables * panels_for(per_table)}, static_cast<size_t>(num_tables), per_table};
   Tensor codes = empty<int32_t>({x.size(0), num_tables, probes});
   int32_t* const to = mutable_data<int32_t>(codes, op, "codes");
-  torch::stable::parallel_for(0, x.size(0), kRowBlock, [&](int64_t begin, int64_t end) {
+  parallel(x.size(0), kRowBlock, [&](int64_t begin, int64_t end) {
     tables.codes(px + begin * d, end - begin, probes, to + begin * num_tables * probes);
   });
   return codes;
@@ -163,8 +163,7 @@ Tensor cluster_sums(const Tensor& x, const Tensor& codes, int64_t num_clusters) 
   const Members members(data<int32_t>(codes, op, "codes"), x.size(0), num_clusters);
   Tensor sums = empty<float>({num_clusters, d});
   float* const to = mutable_data<float>(sums, op, "sums");
-  torch::stable::parallel_for(0, num_clusters, 8,
-                              [&](int64_t begin, int64_t end) { members.sum(px, d, begin, end, to); });
+  parallel(num_clusters, 8, [&](int64_t begin, int64_t end) { members.sum(px, d, begin, end, to); });
   return sums;
 }
 

@@ -86,7 +86,7 @@ Tensor softmax_cross_entropy_of(const Tensor& logits, const Tensor& row_offsets,
   const PerCandidate<T> biases(bias, args.rows, args.num_rows, op, "bias");
   Tensor loss = empty<T>({args.num_rows});
   T* const losses = mutable_data<T>(loss, op, "loss");
-  torch::stable::parallel_for(0, args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
+  parallel(args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       add_bias(args.candidates(b), biases.row(args.rows[b]));
       losses[b] = softmax_cross_entropy(args.candidates(b), smooth.row(args.rows[b]), args.labels(b));
@@ -106,7 +106,7 @@ Tensor bce_with_logits_of(const Tensor& logits, const Tensor& row_offsets, const
   Tensor loss = empty<T>({args.num_rows}), scratch = empty<T>({label_positions.numel()});
   T* const losses = mutable_data<T>(loss, op, "loss");
   T* const label_logits = mutable_data<T>(scratch, op, "scratch");
-  torch::stable::parallel_for(0, args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
+  parallel(args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b)
       losses[b] = bce_with_logits(args.candidates(b), args.labels(b), class_weights.row(args.rows[b]),
                                   pos_weights.row(args.rows[b]), label_logits + args.label_rows[b]);

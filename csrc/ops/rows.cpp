@@ -48,7 +48,7 @@ struct RowUpdate {
     constexpr int64_t kElementsPerThread = 8192;
     if (n == 0 || grad.d == 0) return;
     const int64_t grain = std::max<int64_t>(1, kElementsPerThread / static_cast<int64_t>(grad.d));
-    torch::stable::parallel_for(0, n, grain, update);
+    parallel(n, grain, update);
   }
 };
 

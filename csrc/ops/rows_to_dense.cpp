@@ -29,7 +29,7 @@ Tensor rows_to_dense(const Tensor& rows, const Tensor& values, int64_t num_rows)
   char* const to = static_cast<char*>(dense.mutable_data_ptr());
   constexpr int64_t bytes_per_task = 1 << 18;
   const int64_t grain = std::max<int64_t>(1, bytes_per_task / row_bytes);
-  torch::stable::parallel_for(0, num_rows, grain, [&](int64_t begin, int64_t end) {
+  parallel(num_rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t next = std::lower_bound(places, places + num, begin) - places; begin < end; ++next) {
       const int64_t row = next < num ? std::min(places[next], end) : end;
       std::memset(to + begin * row_bytes, 0, static_cast<size_t>((row - begin) * row_bytes));

@@ -6,7 +6,6 @@
 #include "ops/checks.h"
 #include "ops/common.h"
 #include "ops/memory.h"
-#include "ops/parallel.h"
 
 namespace ts {
 namespace {
@@ -22,11 +21,10 @@ struct Uses {
   const Tensor &rows, &starts, &entries, &samples;
 };
 
-// Numbers in [0, bound) of type int32.
 const int32_t* checked_numbers(const Tensor& tensor, int64_t bound, const char* op, const char* argument) {
   const int32_t* const numbers = data<int32_t>(tensor, op, argument);
-  const bool within = std::all_of(numbers, numbers + tensor.numel(), [&](int32_t i) { return i >= 0 && i < bound; });
-  if (!within) reject<std::out_of_range>(op, argument, "in [0, " + std::to_string(bound) + ")", "others");
+  if (!all_below(numbers, tensor.numel(), bound))
+    reject<std::out_of_range>(op, argument, "in [0, " + std::to_string(bound) + ")", "others");
   return numbers;
 }
 

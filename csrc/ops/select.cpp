@@ -29,11 +29,6 @@ int64_t distinct(const int64_t* first, int64_t num) {
   return std::unique(sorted.begin(), sorted.end()) - sorted.begin();
 }
 
-template <typename T>
-T* copy_to(const std::vector<T>& from, T* to) {
-  return std::copy(from.begin(), from.end(), to);
-}
-
 }  // namespace
 
 // One candidate set for each group of labels: the whole batch (one group), or every sample (as many as queries).
@@ -72,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
   Tensor positions = empty<int64_t>({labels.numel()});
   int64_t* const label_positions = mutable_data<int64_t>(positions, op, "label_positions");
   std::vector<GroupResult> groups(static_cast<size_t>(num_groups));
-  torch::stable::parallel_for(0, num_groups, 1, [&](int64_t begin, int64_t end) {
+  parallel(num_groups, 1, [&](int64_t begin, int64_t end) {
     // Kept for the thread's life: clearing O(N) counters for every call would cost more than the selection.
     static thread_local Selector selector;
     for (int64_t g = begin; g < end; ++g) {
@@ -91,17 +86,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
   Tensor ids = empty<int64_t>({starts[num_groups]});
   Tensor kinds = empty<uint8_t>({starts[num_groups]});
   Tensor log_weights = empty<float>({starts[num_groups]});
-  int64_t* next_id = mutable_data<int64_t>(ids, op, "ids");
-  uint8_t* next_kind = mutable_data<uint8_t>(kinds, op, "kinds");
-  float* next_weight = mutable_data<float>(log_weights, op, "log_weights");
+  int64_t* const id = mutable_data<int64_t>(ids, op, "ids");
+  uint8_t* const kind = mutable_data<uint8_t>(kinds, op, "kinds");
+  float* const log_weight = mutable_data<float>(log_weights, op, "log_weights");
+  parallel(num_groups, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t g = begin; g < end; ++g) {
+      const GroupResult& result = groups[g];
+      const float tail = correction ? tail_log_weight(result.counts, num_rows) : 0.0f;
+      std::copy(result.ids.begin(), result.ids.end(), id + starts[g]);
+      std::transform(result.kinds.begin(), result.kinds.end(), kind + starts[g],
+                     [](Kind k) { return static_cast<uint8_t>(k); });
+      std::transform(result.kinds.begin(), result.kinds.end(), log_weight + starts[g],
+                     [tail](Kind k) { return k == Kind::uniform ? tail : 0.0f; });
+    }
+  });
   Counts total;
   for (const GroupResult& result : groups) {
-    const float tail = correction ? tail_log_weight(result.counts, num_rows) : 0.0f;
-    next_id = copy_to(result.ids, next_id);
-    for (const Kind kind : result.kinds) {
-      *next_kind++ = static_cast<uint8_t>(kind);
-      *next_weight++ = kind == Kind::uniform ? tail : 0.0f;
-    }
     total.labels += result.counts.labels;
     total.hubs += result.counts.hubs;
     total.hits += result.counts.hits;

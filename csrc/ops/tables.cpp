@@ -43,12 +43,12 @@ void update_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& co
   check_codes(to, num * tables.num_tables, tables.num_buckets, op, "new_codes");
 
   std::vector<uint8_t> touched(static_cast<size_t>(tables.num_tables * tables.num_buckets), 0);
-  torch::stable::parallel_for(0, tables.num_tables, 1, [&](int64_t begin, int64_t end) {
+  parallel(tables.num_tables, 1, [&](int64_t begin, int64_t end) {
     for (int64_t table = begin; table < end; ++table)
       move_rows(tables, table, moved, num, to, touched.data() + table * tables.num_buckets);
   });
   const int64_t parts = parts_per_table(tables.num_tables);
-  torch::stable::parallel_for(0, tables.num_tables * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel(tables.num_tables * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t table = job / parts, part = job % parts;
       fill_buckets(tables, table, tables.num_buckets * part / parts, tables.num_buckets * (part + 1) / parts,
@@ -63,7 +63,7 @@ void fill_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& coun
   const TablesView tables = view(codes, buckets, counts, op);
   check_codes(tables.codes, tables.num_tables * tables.num_rows, tables.num_buckets, op, "codes");
   const int64_t parts = parts_per_table(tables.num_tables);
-  torch::stable::parallel_for(0, tables.num_tables * parts, 1, [&](int64_t begin, int64_t end) {
+  parallel(tables.num_tables * parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t job = begin; job < end; ++job) {
       const int64_t table = job / parts, part = job % parts;
       fill_buckets(tables, table, tables.num_buckets * part / parts, tables.num_buckets * (part + 1) / parts, nullptr,

@@ -1,4 +1,7 @@
-"""Small plain networks in front of a huge output layer: what the training program and the demo train."""
+"""Small plain networks in front of a huge output layer: what the training program and the demo train.
+
+Sums of embeddings go to the output layer as they are, as in fastText (Joulin et al. 2017), unless a ReLU is asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,20 @@ _CHUNKED = (
 
 
 class BagOfFeatures(nn.Module):
-    """Weighted sum of feature embeddings -> ReLU -> output layer: extreme classification.
+    """Weighted sum of feature embeddings -> output layer: extreme classification.
 
     Args:
         num_features: size of the input.
         head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
         sparse_embedding: row-sparse gradients for the embedding, for optimisers that take them.
+        relu: hidden units are not negative, as in SLIDE's network.
     """
 
-    def __init__(self, num_features: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
+    def __init__(
+        self, num_features: int, head: nn.Linear, sparse_embedding: bool = True, *, relu: bool = False
+    ) -> None:
         super().__init__()
+        self.relu = relu
         self.embedding = nn.EmbeddingBag(
             num_features, head.in_features, mode="sum", sparse=sparse_embedding, include_last_offset=True
         )
@@ -38,7 +45,8 @@ class BagOfFeatures(nn.Module):
 
     def hidden(self, batch: XCBatch) -> Tensor:
         """The input of the output layer, [B, hidden]."""
-        return torch.relu(self.embedding(batch.ids, batch.offsets, batch.values) + self.bias)
+        x = self.embedding(batch.ids, batch.offsets, batch.values) + self.bias
+        return torch.relu(x) if self.relu else x
 
     def forward(self, batch: XCBatch) -> Tensor:
         """Logits, [B, labels]."""
@@ -46,16 +54,18 @@ class BagOfFeatures(nn.Module):
 
 
 class NextItem(nn.Module):
-    """Mean of a session's item embeddings, and the last item's -> ReLU -> output layer: next-item prediction.
+    """Mean of a session's item embeddings, and the last item's -> output layer: next-item prediction.
 
     Args:
         num_items: items are in [0, num_items).
         head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
         sparse_embedding: row-sparse gradients for the embeddings, for optimisers that take them.
+        relu: hidden units are not negative, as in SLIDE's network.
     """
 
-    def __init__(self, num_items: int, head: nn.Linear, sparse_embedding: bool = True) -> None:
+    def __init__(self, num_items: int, head: nn.Linear, sparse_embedding: bool = True, *, relu: bool = False) -> None:
         super().__init__()
+        self.relu = relu
         self.session = nn.EmbeddingBag(
             num_items, head.in_features, mode="mean", sparse=sparse_embedding, include_last_offset=True
         )
@@ -65,7 +75,8 @@ class NextItem(nn.Module):
 
     def hidden(self, batch: NextItemBatch) -> Tensor:
         """The input of the output layer, [B, hidden]."""
-        return torch.relu(self.session(batch.ids, batch.offsets) + self.last(batch.last) + self.bias)
+        x = self.session(batch.ids, batch.offsets) + self.last(batch.last) + self.bias
+        return torch.relu(x) if self.relu else x
 
     def forward(self, batch: NextItemBatch) -> Tensor:
         """Logits, [B, items]."""

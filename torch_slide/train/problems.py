@@ -33,7 +33,7 @@ class Problem:
         test_rows: rows to measure on, int64 [m].
         num_inputs: features or items.
         num_outputs: width of the output layer.
-        network: builds the network around an output layer.
+        network: builds the network from the number of inputs and an output layer, see train.models.
         loss: from (network, batch) to the mean loss of the batch; takes any output layer.
         dense_loss: the same value for nn.Linear, as fast as torch computes it.
         metrics: from (batch, top ``k`` outputs) to every sample's metrics.
@@ -47,7 +47,7 @@ class Problem:
     test_rows: Tensor
     num_inputs: int
     num_outputs: int
-    network: Callable[[int, nn.Linear], nn.Module]
+    network: Callable[..., nn.Module]
     loss: Callable[[Any, Any], Tensor]
     dense_loss: Callable[[Any, Any], Tensor]
     metrics: Callable[[Any, Tensor], dict[str, Tensor]]
