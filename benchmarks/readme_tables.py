@@ -1,4 +1,4 @@
-"""Writes the measured tables of README.md from the JSON files of training_step.py and accuracy.py.
+"""Writes the measured tables of README.md from the JSON files of training_step.py, per_sample.py and accuracy.py.
 
     python benchmarks/readme_tables.py [--results benchmarks/results] [--check]
 
@@ -72,6 +72,25 @@ def speed(runs: list[Run]) -> str:
     return table("ms a step", rows) + machines(runs)
 
 
+def per_sample(runs: list[Run]) -> str:
+    """Median milliseconds of each competitor of per_sample.py, and how many of them the best dense step lasts."""
+    lines = ["| candidates of each sample's own | ms a step | speed-up |", "|---|---|---|"]
+    titles = {"output": "100,000 outputs, 1,000 active", "hidden": "hidden layer of 100,000, 1,000 active"}
+    for part, title in titles.items():
+        results = {name: values["median"] for run in runs for name, values in run[part].items()}
+        dense = [seconds for name, seconds in results.items() if not is_sparse(name)]
+        for name, seconds in results.items():
+            speed_up = f"{min(dense) / seconds:.1f}x" if is_sparse(name) else ""
+            lines.append(f"| {title}: {name} | {seconds * 1e3:.1f} | {speed_up} |")
+        if not results:
+            lines.append(f"| {title} | {MISSING} | |")
+    return "\n".join(lines) + machines(runs)
+
+
+def is_sparse(name: str) -> bool:
+    return "sparse" in name
+
+
 def label_of(arguments: dict[str, str]) -> str:
     """The method, with what makes it other than the default."""
     active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
@@ -119,18 +138,20 @@ def accuracy(runs: list[Run]) -> str:
     return table("test accuracy, %", rows) + machines([run for run in runs if run["epochs"]])
 
 
-def load(folder: Path) -> tuple[list[Run], list[Run]]:
-    """The results of training_step.py and of accuracy.py, told apart by what they hold."""
-    steps, accuracies = [], []
+def load(folder: Path) -> tuple[list[Run], list[Run], list[Run]]:
+    """The results of training_step.py, of accuracy.py and of per_sample.py, told apart by what they hold."""
+    steps, accuracies, samples = [], [], []
     for path in sorted(folder.rglob("*.json")):
         run = json.loads(path.read_text())
+        if "hidden" in run and "output" in run:
+            samples.append(run)
         if run.get("arguments", {}).get("problem") not in PROBLEMS:
             continue
         if "epochs" in run:
             accuracies.append(run)
         elif all(dense in run.get("results", {}) for dense in DENSE):
             steps.append(run)
-    return steps, accuracies
+    return steps, accuracies, samples
 
 
 def replace_table(text: str, name: str, content: str) -> str:
@@ -143,8 +164,11 @@ def replace_table(text: str, name: str, content: str) -> str:
 
 
 def rewritten(text: str, results: Path) -> str:
-    steps, accuracies = load(results)
-    return replace_table(replace_table(text, "speed", speed(steps)), "accuracy", accuracy(accuracies))
+    steps, accuracies, samples = load(results)
+    tables = {"speed": speed(steps), "per sample": per_sample(samples), "accuracy": accuracy(accuracies)}
+    for name, content in tables.items():
+        text = replace_table(text, name, content)
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -81,11 +81,11 @@ def test_frozen_and_replaced_by_copies():
 
 
 @pytest.mark.parametrize("family", list(BITS_PER_HASH))
-@pytest.mark.parametrize("in_features", [32, 128])
+@pytest.mark.parametrize("in_features", [1, 16, 128])
 @pytest.mark.parametrize("out_features", [1, 2, 17, 1000, 325_729, 10_000_000])
 def test_auto_fits_its_limit(family, in_features, out_features):
     config = LSHConfig.auto(in_features, out_features, family=family)
-    limit = max(1 << 20, in_features * out_features)
+    limit = max(1 << 20, max(in_features, 64) * out_features)
     assert config.family == family
     assert config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit
     assert 1 <= config.num_active <= out_features

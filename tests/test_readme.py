@@ -61,6 +61,7 @@ def test_tables_without_any_result_say_so(tables, tmp_path):
     text = tables.rewritten(README, tmp_path)
     speed = text.split("<!-- speed")[1].split("<!-- end of speed")[0]
     assert speed.count(tables.MISSING) == 6 * 3
+    assert text.split("<!-- per sample")[1].split("<!-- end of per sample")[0].count(tables.MISSING) == 2
     assert tables.rewritten(text, ROOT / "benchmarks" / "results") == README
 
 

@@ -131,8 +131,7 @@ def test_table_bytes_is_true_within_a_tenth(family, num_rows):
         held = sum(v.nbytes for v in tables.state.values()) - hashes
         votes = 4 * num_rows
         assert held + votes == pytest.approx(config.table_bytes(num_rows), rel=0.1)
-        if family in ("simhash", "kmeans"):
-            assert hashes <= 1.1 * config.hash_bytes(IN)
+        assert hashes == pytest.approx(config.hash_bytes(IN), rel=0.1)
 
 
 def test_overflow_is_the_share_without_room():

@@ -23,6 +23,8 @@ _ROOM = 3.0
 _FEW_TABLES = ("kmeans",)
 _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (4, 2, 1))
 _MAX_CODE_BITS = (20, 13)
+# Tables of narrow or small layers may outweigh a quarter of the weights.
+_MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
 
 _COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold")
@@ -173,7 +175,8 @@ class LSHConfig:
         Args:
             in_features: width of a neuron's weights.
             out_features: number of neurons, N.
-            memory_limit: bytes that tables and hash parameters may take; None for a quarter of float32 weights.
+            memory_limit: bytes that tables and hash parameters may take; None for a quarter of float32 weights, or
+                what two narrow tables need if that is more.
             family: the hash family; the others trade retrieval for a rehash that needs no training.
 
         Raises:
@@ -183,7 +186,9 @@ class LSHConfig:
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
-        limit = memory_limit if memory_limit is not None else max(1 << 20, in_features * out_features)
+        limit = memory_limit
+        if limit is None:
+            limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
         num_active = min(out_features, _DEFAULT_ACTIVE)
         for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES]:
             config = cls(
@@ -238,8 +243,16 @@ class LSHConfig:
 
     def hash_bytes(self, in_features: int) -> int:
         """About how many bytes the parameters of the hash functions take for inputs of this width."""
-        columns = self.num_tables * (self.num_buckets if self.family == "kmeans" else self.hashes_per_table)
-        return 4 * (in_features + 2) * columns
+        if self.family == "kmeans":
+            return 4 * (in_features + 2) * self.num_tables * self.num_buckets
+        bins, detours = 8 * 4, 32 * 4
+        width = {
+            "simhash": in_features + 2,
+            "wta": bins,
+            "dwta": bins + detours,
+            "minhash": bins + detours + in_features,
+        }
+        return self.num_tables * self.hashes_per_table * width.get(self.family, 4 * (in_features + 2))
 
     def replace(self, **changes: object) -> LSHConfig:
         """A copy with the given fields changed."""
