@@ -43,6 +43,14 @@ class SparseLSHLinear(nn.Linear):
 
     Shape:
         input [..., in_features], output [..., out_features].
+
+    Example::
+
+        head = ts.SparseLSHLinear(128, 200_000, sparse_grad=True)
+        optimizer = ts.optim.LazyAdam(head.parameters(), lr=0.01)
+        loss = torch.nn.functional.cross_entropy(head(hidden), labels)  # [512, 128], int64 [512]
+        loss.backward()
+        optimizer.step()
     """
 
     def __init__(
