@@ -23,6 +23,8 @@ _ROOM = 3.0
 _FEW_TABLES = ("kmeans",)
 _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (4, 2, 1))
 _MAX_CODE_BITS = (20, 13)
+# Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
+_REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
@@ -196,7 +198,7 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
-                rehash=RehashSchedule(every=100 if family == "kmeans" else 50),
+                rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
             )
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(

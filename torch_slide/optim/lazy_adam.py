@@ -22,9 +22,9 @@ class LazyAdam(RowOptimizer):
     moves exactly as under torch.optim.Adam, except for rounding. (SparseAdam adds eps before the bias of the second
     moment is corrected, Adam after; this one follows Adam.)
 
-    Momentum that rests makes one gradient of a rare row count for less than under Adam, which would carry the row on for
-    ten more steps. With ``betas=(0.0, 0.999)`` each gradient has its whole effect at once; frequent rows then want a
-    smaller ``lr``.
+    Momentum that rests makes one gradient of a rare row count for less than under Adam, which would carry the row on
+    for ten more steps. With ``betas=(0.0, 0.999)`` each gradient has its whole effect at once; frequent rows then want
+    a smaller ``lr``.
 
     State: ``step``, ``exp_avg``, ``exp_avg_sq``, as torch.optim.Adam's, whose state_dict (without amsgrad) loads here
     and the other way round. The moments take physical memory only for pages that hold a row that ever had a gradient

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.source_text import NextTokenBatch
 from torch_slide.data.xc import XCBatch
+from torch_slide.targets import row_of
 
 # The quickest exact form of Linear + cross-entropy that torch has for CPUs, since 2.13; its own choice of options is
 # slower.
@@ -136,7 +137,7 @@ def dense_multilabel_cross_entropy(hidden: Tensor, head: nn.Linear, label_ids: T
         label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
     """
     counts, first = label_offsets.diff(), label_offsets[:-1]
-    point = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    point = row_of(label_offsets, len(label_ids))
     label_logits = (hidden[point] * F.embedding(label_ids, head.weight)).sum(1) + head.bias[label_ids]
     first_logits = label_logits[first]
     mean_logits = torch.zeros_like(first_logits).index_add(0, point, label_logits / counts[point])
