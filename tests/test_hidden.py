@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import torch_slide as ts
 from torch_slide.activations import SparseActivations
@@ -307,3 +308,20 @@ def test_runs_repeat():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     copied = copy.deepcopy(model)
     assert torch.equal(copied[0].selector.state["codes"], model[0].selector.state["codes"])
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_checkpoint_gives_the_gradients_of_the_first_run(selection):
+    gradients = []
+    for checkpointed in (False, True):
+        layer = network(selection, 1, False)[0]
+        x = torch.randn(16, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+        def squares(x, layer=layer):
+            return layer(x).to_dense().square().sum()
+
+        loss = checkpoint(squares, x, use_reentrant=False) if checkpointed else squares(x)
+        loss.backward()
+        gradients.append((x.grad, layer.weight.grad, layer.bias.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert gradients[0][1].count_nonzero() > 0

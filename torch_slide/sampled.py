@@ -221,8 +221,8 @@ class _SampledLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        gathered = _from_tensors(ctx.saved_tensors[7:])
-        arguments: Any = (*ctx.saved_tensors[:7], gathered, ctx.product, ctx.needs_input_grad[:3])
+        saved = ctx.saved_tensors  # A checkpoint lets them be unpacked once.
+        arguments: Any = (*saved[:7], _from_tensors(saved[7:]), ctx.product, ctx.needs_input_grad[:3])
         return (*loss_backward(grad, *arguments), None, None, None)
 
 
@@ -246,9 +246,10 @@ class _SampledActivations(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        saved: Any = (*ctx.saved_tensors[:6], _from_tensors(ctx.saved_tensors[6:]))
+        saved = ctx.saved_tensors
+        arguments: Any = (*saved[:6], _from_tensors(saved[6:]))
         gradients = _product_backward(
-            grad.contiguous(), None, *saved,
+            grad.contiguous(), None, *arguments,
             needs=ctx.needs_input_grad[:3], product_dtype=ctx.dtype, sparse_grad=ctx.product.sparse_grad,
         )  # fmt: skip
         return (*gradients, None, None, None)
