@@ -88,17 +88,18 @@ void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
   }
   if (wanted <= 0 || found == 0) return;
 
+  const bool too_many = found > wanted;
   uint32_t enough = least;
   int64_t tied = wanted;  // places for rows with just enough votes
-  if (found > wanted)
+  if (too_many)
     for (enough = static_cast<uint32_t>(rows_with_.size() - 1); rows_with_[enough] < tied; --enough)
       tied -= rows_with_[enough];
-  int64_t undecided = found > wanted ? rows_with_[enough] : 0;
+  int64_t undecided = too_many ? rows_with_[enough] : 0;
   const Stream stream(seed, kTieBreak);
   for (const int32_t row : touched_) {
     const uint32_t votes = votes_[row];
     if ((votes & kTaken) != 0 || votes < enough) continue;
-    if (found > wanted && votes == enough) {
+    if (too_many && votes == enough) {
       const bool chosen = static_cast<int64_t>(stream.below(undecided, undecided)) < tied;
       --undecided;
       if (!chosen) continue;

@@ -25,11 +25,8 @@ std::tuple<Tensor, Tensor> sum_by_row(const Tensor& ids, const Tensor& values, s
   const float* factor = scale ? data<float>(*scale, op, "scale") : nullptr;
   require(source ? source->numel() == n : m == n, op, "source", "as long as ids");
   require(!scale || scale->numel() == n, op, "scale", "as long as ids");
-  const auto within = [n](const int64_t* x, int64_t bound) {
-    return std::all_of(x, x + n, [bound](int64_t value) { return value >= 0 && value < bound; });
-  };
-  require(within(id, int64_t{1} << 32), op, "ids", "between 0 and 2^32 - 1");
-  require(from == nullptr || within(from, m), op, "source", "rows of values");
+  require(all_below(id, n, int64_t{1} << 32), op, "ids", "between 0 and 2^32 - 1");
+  require(from == nullptr || all_below(from, n, m), op, "source", "rows of values");
   const RowSort sort(id, n, n > 0 ? *std::max_element(id, id + n) + 1 : 1, parallel);
   const int64_t k = sort.num_rows();
   Tensor rows = empty<int64_t>({k}), sums = empty<float>({k, d});
