@@ -23,11 +23,22 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide import data
-from torch_slide.train import problems
-from torch_slide.train.metrics import chunk_size
-from torch_slide.train.problems import Problem
+from torch_slide.targets import row_of
+from torch_slide.train import metrics, problems
 
 METHODS = ("dense", "kmeans", "simhash", "uniform")
+
+
+class OnDevice(nn.Module):
+    """A model elsewhere as one that takes and gives tensors on the CPU."""
+
+    def __init__(self, model: nn.Module, device: str) -> None:
+        super().__init__()
+        self.model, self.device = model, device
+
+    def forward(self, batch: Any) -> Tensor:
+        """Logits."""
+        return self.model(to(batch, self.device)).cpu()
 
 
 def to(batch: Any, device: str) -> Any:
@@ -40,7 +51,7 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
     if not hasattr(batch, "label_ids"):
         return nn.functional.cross_entropy(logits, batch.targets)
     counts = batch.label_offsets.diff()
-    rows = torch.repeat_interleave(counts)
+    rows = row_of(batch.label_offsets, len(batch.label_ids))
     label_logits = logits[rows, batch.label_ids] / counts[rows]
     return (torch.logsumexp(logits, 1).sum() - label_logits.sum()) / len(counts)
 
@@ -56,19 +67,6 @@ def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namesp
         seed=arguments.seed, correction=not arguments.no_correction, **changes
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
-
-
-def evaluate(model: nn.Module, problem: Problem, device: str) -> dict[str, float]:
-    model.eval()
-    totals: dict[str, float] = {}
-    with torch.no_grad():
-        for rows in problem.test_rows.split(chunk_size(problem.num_outputs)):
-            batch = problem.test.batch(rows)
-            top = model(to(batch, device)).topk(problem.k).indices.cpu()
-            for name, values in problem.metrics(batch, top).items():
-                totals[name] = totals.get(name, 0.0) + float(values.sum())
-    model.train()
-    return {name: total / len(problem.test_rows) for name, total in totals.items()}
 
 
 def run_name(arguments: argparse.Namespace) -> str:
@@ -166,7 +164,10 @@ def main() -> None:
             losses.append(loss.detach())
         seconds = time.process_time() - started
         measured = {"epoch": epoch + 1, "train_cpu_seconds": seconds, "train_loss": float(torch.stack(losses).mean())}
-        measured.update(evaluate(model, problem, arguments.device))
+        measured |= metrics.evaluate(
+            OnDevice(model, arguments.device), problem.test, problem.test_rows, problem.num_outputs, problem.k,
+            problem.metrics,
+        )  # fmt: skip
         if isinstance(head, ts.SparseLSHLinear):
             measured["stats"] = head.stats()
         result["epochs"].append(measured)
