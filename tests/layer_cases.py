@@ -10,7 +10,7 @@ KINDS = {
     "simhash": ts.LSHConfig(family="simhash", num_tables=4, hashes_per_table=5, bucket_size=32, num_active=60,
                             num_hubs=8, rehash=ts.RehashSchedule(every=3, growth=0.1)),
     "kmeans": ts.LSHConfig(family="kmeans", num_tables=2, hashes_per_table=4, bucket_size=64, probes=2, num_active=60,
-                           num_hubs=8, rehash=ts.RehashSchedule(every=3, growth=0.1, redraw_every=2)),
+                           num_hubs=8, logq=True, rehash=ts.RehashSchedule(every=3, growth=0.1, redraw_every=2)),
     "uniform": ts.LSHConfig(selector="uniform", num_active=60),
     "sample": ts.LSHConfig(family="dwta", num_tables=6, hashes_per_table=2, bucket_size=16, num_active=30, num_hubs=4,
                            selection="sample", strategy="vanilla", rehash=ts.RehashSchedule(every=3)),

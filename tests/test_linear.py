@@ -204,6 +204,21 @@ def test_labels_beyond_max_active_change_nothing(kind):
     assert head.loss(x, few).isfinite()
 
 
+def test_label_counts_follow_the_losses_that_have_gradients():
+    head = layer("kmeans")
+    counts = head.selector.state["label_counts"]
+    x, y = torch.randn(5, IN), torch.tensor([3, 3, 3, 7, -100])
+    head.loss(x, y)
+    with torch.no_grad():
+        head.loss(x, y)
+    head.loss(x * float("nan"), y)
+    head.loss(x, torch.tensor([7, 8, 8, 8, 8]))
+    assert counts[[3, 7, 8]].tolist() == [1, 2, 1]
+    assert counts.sum() == 4
+    assert torch.equal(head.state_dict()["lsh.label_counts"], counts)
+    assert "lsh.label_counts" not in layer("simhash").state_dict()
+
+
 def test_weights_that_are_not_on_the_cpu():
     head = layer(device="meta")
     with pytest.raises(ValueError, match="on the CPU, got meta and meta"):

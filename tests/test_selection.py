@@ -26,7 +26,7 @@ def run_select(labels, offsets, *, hubs=(), codes=None, tables=None, draw=0, **o
     if codes is None:
         codes = torch.zeros((len(offsets) - 1, 0, 1), dtype=torch.int32)
     settings_ = {
-        "num_rows": 1000, "num_active": 100, "min_uniform": 10, "max_active": 0, "strategy": 1, "threshold": 2,
+        "num_rows": 1000, "num_active": 100, "min_uniform": 10, "strategy": 1, "threshold": 2,
         "sorted": False, "correction": True, "seed": 0,
     }  # fmt: skip
     counters = torch.zeros(6, dtype=torch.int64)
@@ -202,12 +202,6 @@ def test_samples_of_a_batch_share_their_tail():
     assert len(tails[0] | tails[1] | tails[2]) <= 53
 
 
-def test_max_active_counts_distinct_labels():
-    run_select([4, 4, 5], [0, 3], max_active=2)
-    with pytest.raises(ValueError, match="max_active = 2, got 3"):
-        run_select([4, 6, 5], [0, 3], max_active=2)
-
-
 @pytest.mark.parametrize("label", [-1, 1000])
 def test_label_out_of_range(label):
     with pytest.raises(IndexError, match=rf"labels to be in \[0, 1000\), got {label}"):
@@ -233,10 +227,70 @@ def test_uniform_selector_has_no_hubs_and_no_hits():
     assert (stats["labels"], stats["hubs"], stats["hits"], stats["uniform"]) == (2, 0, 0, 64)
 
 
-def test_opcheck():
+@pytest.mark.parametrize("label_counts", [None, torch.arange(100, dtype=torch.int32)])
+def test_opcheck(label_counts):
     tables = random_tables(2, 100, 8, 16)
     args = (
         torch.tensor([1, 2]), torch.tensor([0, 2]), torch.tensor([5]), torch.zeros((3, 2, 1), dtype=torch.int32),
-        *tables, torch.tensor(0), torch.zeros(6, dtype=torch.int64), 100, 20, 4, 0, 1, 1, True, True, 0,
+        *tables, torch.tensor(0), torch.zeros(6, dtype=torch.int64), label_counts, 100, 100, 20, 4, 1, 1, True, True, 0,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.torch_slide.select.default, args)
+
+
+def test_label_counts_give_every_candidate_one_over_its_probability():
+    """Labels 1 and 2 were labels in 50 and 100 of 100 batches, 3 is a hub as well, 4 a table hit as well."""
+    counts = torch.zeros(1000, dtype=torch.int32)
+    counts[torch.tensor([1, 2, 3, 4])] = torch.tensor([50, 100, 10, 10], dtype=torch.int32)
+    counts[500:] = 20
+    tables = random_tables(1, 1000, 8, 200)
+    code = int((tables[0][0] == 4).any(1).nonzero()[0])
+    bucket = set(tables[0][0, code, : int(tables[1][0, code])].tolist())
+    ids, _, kinds, log_weights, _, counters = run_select(
+        [1, 2, 3, 4], [0, 4], hubs=[3, 7], codes=torch.full((1, 1, 1), code, dtype=torch.int32), tables=tables,
+        label_counts=counts, batches=100, num_active=400, min_uniform=100,
+    )  # fmt: skip
+    groups, labels, hubs, hits, uniform, _ = counters.tolist()
+    tail = uniform / (1000 - labels - hubs - hits)
+    weight = dict(zip(ids.tolist(), log_weights.exp().tolist(), strict=True))
+    assert (labels, hubs, hits) == (4, 1, len(bucket - {1, 2, 3, 4, 7}))
+    if 1 not in bucket:
+        assert weight[1] == pytest.approx(1 / (0.5 + 0.5 * tail))
+    assert weight[2] == pytest.approx(1) and weight[3] == weight[4] == weight[7] == 1
+    for row, kind in zip(ids.tolist(), kinds.tolist(), strict=True):
+        if kind == UNIFORM:
+            as_label = 0.2 if row >= 500 else 0
+            assert weight[row] == pytest.approx(1 / (as_label + (1 - as_label) * tail))
+
+
+@pytest.mark.parametrize("hits", [False, True])
+def test_label_counts_make_the_normaliser_unbiased(hits):
+    """Other samples' labels are drawn by a power law, the true counts are known: sums of weighted terms average to N."""
+    num_rows, batch, draws = 300, 20, 4000
+    frequency = 1 / torch.arange(1, num_rows + 1, dtype=torch.float64)
+    frequency /= frequency.sum()
+    as_label = 1 - (1 - frequency) ** batch
+    batches = 10**6
+    counts = (as_label * batches).round().int()
+    terms = torch.rand(num_rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) + 0.1
+    options = {}
+    if hits:
+        options = {"tables": random_tables(1, num_rows, 8, 64), "codes": torch.zeros((1, 1, 1), dtype=torch.int32)}
+    generator = torch.Generator().manual_seed(2)
+    sums = []
+    for draw in range(draws):
+        labels = torch.multinomial(frequency, batch, replacement=True, generator=generator)
+        ids, _, _, log_weights, *_ = run_select(
+            labels, [0, batch], draw=draw, label_counts=counts, batches=batches, num_rows=num_rows, num_active=60,
+            min_uniform=15, **options,
+        )  # fmt: skip
+        sums.append((log_weights.double().exp() * terms[ids]).sum())
+    estimates = torch.stack(sums)
+    error = estimates.std() / draws**0.5
+    assert abs(estimates.mean() - terms.sum()) < 5 * error
+    assert error < 0.01 * terms.sum()
+
+
+@pytest.mark.parametrize("counts", [torch.zeros(999, dtype=torch.int32), torch.zeros(1000)])
+def test_label_counts_of_another_shape_or_dtype(counts):
+    with pytest.raises(ValueError, match="label_counts"):
+        run_select([1], [0, 1], label_counts=counts, batches=1)

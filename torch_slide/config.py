@@ -96,6 +96,11 @@ class LSHConfig:
         num_hubs: rows of largest norm that are always candidates; part of ``num_active``.
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
         correction: weight the uniform tail so that the normaliser is estimated without bias.
+        logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
+            candidate of nearly every batch, a rare one only where it is somebody's label, and there it stands for the
+            batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling", section 3; the name is that
+            of the log Q correction of Bengio and Senecal 2008). False takes the labels of the batch for certain. The
+            frequencies are counted, 4 bytes a neuron; ``correction=False`` switches this off as well.
         max_active: raise if the labels alone exceed it (of a batch, or of a sample); None for no bound.
         rehash: a RehashSchedule.
         seed: every random choice depends on it and on counters alone.
@@ -116,6 +121,7 @@ class LSHConfig:
     num_hubs: int = 256
     uniform_fraction: float = 0.25
     correction: bool = True
+    logq: bool = False
     max_active: int | None = None
     rehash: RehashSchedule = field(default_factory=RehashSchedule)
     seed: int = 0
@@ -163,10 +169,11 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs and the vote counters."""
+        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
-        return 4 * (codes + buckets + 2 * out_features) + 8 * min(self.num_hubs, out_features)
+        label_counts = out_features if self.logq and self.selection == "batch" else 0
+        return 4 * (codes + buckets + 2 * out_features + label_counts) + 8 * min(self.num_hubs, out_features)
 
     @classmethod
     def auto(
@@ -198,6 +205,7 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
+                logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
             )
             mean = max(1.0, out_features / config.num_buckets)

@@ -41,11 +41,12 @@ def select(
     counts: Tensor,
     draw: Tensor,
     counters: Tensor,
+    label_counts: Tensor | None = None,
+    batches: int = 0,
     *,
     num_rows: int,
     num_active: int,
     min_uniform: int,
-    max_active: int,
     strategy: int,
     threshold: int,
     sorted: bool,
@@ -63,14 +64,16 @@ def select(
         counts: int32 [L, num_buckets].
         draw: int64 [].
         counters: int64 [6], overwritten: groups, labels, hubs, hits, uniform, labels that the tables found.
+        label_counts: int32 [N], in how many of the ``batches`` every neuron was a label; None takes all labels of the
+            group for certain, else they are weighted by how likely they were to be there.
+        batches: see ``label_counts``.
         num_rows: N.
         num_active: candidates beyond the labels.
         min_uniform: of which at least so many are uniform.
-        max_active: bound of a group's distinct labels, 0 for none.
         strategy: index into config.STRATEGIES.
         threshold: votes that ``strategy="threshold"`` asks for.
         sorted: ascending ids.
-        correction: weight the tail.
+        correction: weight the tail (and, with ``label_counts``, the labels) by 1 / probability of being there.
         seed: of all that is random, together with ``draw``.
 
     Returns:
@@ -86,10 +89,11 @@ def select(
         counts,
         draw,
         counters,
+        label_counts,
+        batches,
         num_rows,
         num_active,
         min_uniform,
-        max_active,
         strategy,
         threshold,
         sorted,
@@ -125,13 +129,15 @@ def softmax_cross_entropy_(
 
     With a the log weights, T the label weights plus the smoothing, and s the sum of T over a row, its loss is
     ``s * log(sum_j exp(z_j + a_j)) - sum_j T_j z_j``: the sampled softmax in which a candidate stands for exp(a)
-    neurons. A row without labels, or with s = 0, is ignored: loss and gradient are exactly 0, whatever its logits.
+    neurons. Of its own labels a row is certain: there a counts as 0, whatever was given. A row without labels, or with
+    s = 0, is ignored: loss and gradient are exactly 0, whatever its logits.
 
     Args:
         logits: float32 or float64 [total], contiguous; afterwards the gradient of each row's loss.
         row_offsets: int64 [B + 1]; row b has the logits ``row_offsets[b]:row_offsets[b + 1]``.
         log_weights: [total]; or [C], shared by all rows, where every row has C candidates.
-        smoothing: target weight of every candidate besides the labels, shaped like ``log_weights``, or None.
+        smoothing: target weight of every candidate besides the labels, a share of exp(a), shaped like ``log_weights``,
+            or None.
         label_offsets: int64 [B + 1]; the labels of row b are ``label_offsets[b]:label_offsets[b + 1]``.
         label_positions: int64 [number of labels], places among the candidates of the row; weights of one place add up.
         label_weights: [number of labels].
@@ -176,7 +182,7 @@ def bce_with_logits_(
     """Binary cross-entropy of every row, summed over its candidates; the logits are replaced by their gradient.
 
     A candidate's term ``(1 - t) softplus(z) + pos_weight * t * softplus(-z)`` counts ``exp(log_weight) * class_weight``
-    times, where the target t is 0 but at the labels.
+    times, where the target t is 0 but at the labels, and the log weight is 0 there, whatever was given.
 
     Args:
         logits: float32 or float64 [total], contiguous; afterwards the gradient of each row's loss.

@@ -203,6 +203,11 @@ def _rows(row_offsets: Tensor) -> list[slice]:
     return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
 
+def _certain(log_weights: Tensor, own_labels: Tensor) -> Tensor:
+    """A row's log weights, with 0 at its own labels."""
+    return log_weights.index_fill(0, own_labels, 0.0)
+
+
 def softmax_cross_entropy(
     logits: Tensor,
     row_offsets: Tensor,
@@ -223,12 +228,13 @@ def softmax_cross_entropy(
     for row, labels in zip(_rows(row_offsets), _rows(label_offsets), strict=True):
         z = logits[row]
         target = torch.zeros_like(z).index_add(0, label_positions[labels], label_weights[labels])
+        inclusion = _certain(log_weights[row], label_positions[labels])
         if smoothing is not None:
-            target = target + smoothing[row]
+            target = target + smoothing[row] * (inclusion - log_weights[row]).exp()
         if labels.start == labels.stop or target.sum() == 0:
             losses.append(z[:0].sum())  # 0, whatever the logits, with a gradient of 0
         else:
-            log_softmax = z - torch.logsumexp(z + log_weights[row], 0)
+            log_softmax = z - torch.logsumexp(z + inclusion, 0)
             losses.append(-(target * log_softmax)[target != 0].sum())
     return torch.stack(losses) if losses else logits.new_empty(0)
 
@@ -244,20 +250,21 @@ def bce_with_logits(
     pos_weight: Tensor | None = None,
 ) -> Tensor:
     """Loss [B] of functional.bce_with_logits_, differentiable by autograd; the logits are left alone."""
-    weights = _per_candidate(log_weights, row_offsets).exp()
+    log_weights = _per_candidate(log_weights, row_offsets)
     if class_weight is not None:
-        weights = weights * _per_candidate(class_weight, row_offsets)
+        class_weight = _per_candidate(class_weight, row_offsets)
     if pos_weight is not None:
         pos_weight = _per_candidate(pos_weight, row_offsets)
     losses = []
     for row, labels in zip(_rows(row_offsets), _rows(label_offsets), strict=True):
         target = torch.zeros_like(logits[row])
         target[label_positions[labels]] = label_targets[labels]
+        weights = _certain(log_weights[row], label_positions[labels]).exp()
         losses.append(
             F.binary_cross_entropy_with_logits(
                 logits[row],
                 target,
-                weights[row],
+                weights if class_weight is None else weights * class_weight[row],
                 pos_weight=None if pos_weight is None else pos_weight[row],
                 reduction="sum",
             )

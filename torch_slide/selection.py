@@ -89,7 +89,8 @@ class Selector:
     """Picks candidates and keeps the clock of its layer. The base class draws uniformly and is the control.
 
     ``state`` holds every tensor: ``clock`` (format, draws, rehashes, draw of the next rehash, frozen), ``counters``
-    (of the last selection) and ``timers`` (seconds rehashing, time of the first draw), besides a subclass's own.
+    (of the last selection) and ``timers`` (seconds rehashing, time of the first draw), with ``config.logq``
+    ``label_counts`` (draws in which each neuron was a label), besides a subclass's own.
     """
 
     name: ClassVar[str]
@@ -103,11 +104,15 @@ class Selector:
         self.state = self._empty_state()
 
     def _empty_state(self) -> dict[str, Tensor]:
-        return {
+        state = {
             "clock": torch.tensor([FORMAT, 0, 0, 0, 0]),
             "counters": torch.zeros(6, dtype=torch.int64),
             "timers": torch.zeros(2, dtype=torch.float64),
         }
+        # A sample's candidates hold no labels but its own, of which it is certain.
+        if self.config.logq and self.config.selection == "batch":
+            state["label_counts"] = torch.zeros(self.out_features, dtype=torch.int32)
+        return state
 
     def _register(self) -> None:
         self.number = next(_numbers)
@@ -138,8 +143,8 @@ class Selector:
         return draw
 
     @torch.no_grad()
-    def advance(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        """One loss is being evaluated with gradients: rehash if it is time, then move to the next draw.
+    def advance(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> None:
+        """One loss is being evaluated with gradients: rehash if it is time, count the labels, move to the next draw.
 
         Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
         checkpoint evaluates the loss again.
@@ -155,6 +160,8 @@ class Selector:
         if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
         clock[_DRAWS] += 1
+        if (counts := self.state.get("label_counts")) is not None:
+            counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 
     def choose(
         self,
@@ -171,7 +178,7 @@ class Selector:
             return Candidates.none(self.config.selection == "batch")
         self._check_budget(labels, label_offsets)
         if advance:
-            self.advance(hidden, weight, bias)
+            self.advance(hidden, weight, bias, labels)
         return self.select(hidden, labels, label_offsets, draw)
 
     def _check_budget(self, labels: Tensor, label_offsets: Tensor) -> None:
@@ -245,9 +252,6 @@ class Selector:
             labels: int64 [number of labels], of sample b at ``label_offsets[b]:label_offsets[b + 1]``.
             label_offsets: int64 [B + 1].
             draw: from :meth:`draw`, taken when ``hidden`` was computed.
-
-        Raises:
-            ValueError: if there are more labels than ``config.max_active``.
         """
         config = self.config
         shared = config.selection == "batch"
@@ -261,10 +265,11 @@ class Selector:
             counts,
             draw,
             self.state["counters"],
+            self.state.get("label_counts"),
+            int(self.state["clock"][_DRAWS]),
             num_rows=self.out_features,
             num_active=config.num_active,
             min_uniform=config.min_uniform,
-            max_active=config.max_active or 0,
             strategy=STRATEGIES.index(config.strategy),
             threshold=config.threshold,
             sorted=shared,

@@ -9,7 +9,8 @@ namespace ts {
 template <typename T>
 struct Candidates {
   T* logits;             // replaced by d loss / d logits
-  const T* log_weights;  // log of how many neurons a candidate stands for; 0 for the certain ones
+  const T* log_weights;  // log of how many neurons a candidate stands for; not read at the row's own labels, where
+                         // it is 0: of these the row is certain
   int64_t size;
 };
 
@@ -27,11 +28,12 @@ void add_bias(const Candidates<T>& row, const T* bias) {
   for (int64_t j = 0; j < row.size; ++j) row.logits[j] += bias[j];
 }
 
-// s * log sum_j exp(z_j + a_j) - sum_j T_j z_j, where T are the labels' shares plus smoothing (may be null) and s is
-// their sum. Labels may repeat: their shares add up. A row without labels, or with s = 0, is ignored: loss and gradient
-// are exactly 0, whatever the logits.
+// s * log sum_j exp(z_j + a_j) - sum_j T_j z_j, where T are the labels' shares plus smoothing (may be null; it contains
+// e^a, which is taken out at the row's own labels) and s is their sum. Labels may repeat: their shares add up. A row
+// without labels, or with s = 0, is ignored: loss and gradient are exactly 0, whatever the logits. scratch has room for
+// labels.size elements.
 template <typename T>
-T softmax_cross_entropy(const Candidates<T>& row, const T* smoothing, const RowLabels<T>& labels);
+T softmax_cross_entropy(const Candidates<T>& row, const T* smoothing, const RowLabels<T>& labels, T* scratch);
 
 // sum_j e^a_j w_j [(1 - t_j) softplus(z_j) + p_j t_j softplus(-z_j)], with t = 0 but at the labels, whose positions
 // are distinct, and w (class_weight) or p (pos_weight) all ones where null. scratch has room for labels.size elements.

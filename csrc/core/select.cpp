@@ -6,7 +6,7 @@
 
 namespace ts {
 namespace {
-enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4 };
+enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4, kLabelTies = 5 };
 }
 
 void Selector::reserve(int64_t num_rows, int64_t num_buckets) {
@@ -75,7 +75,7 @@ void Selector::collect_in_table_order(const Group& group, const TablesQuery& tab
 
 // Most votes first. Among rows with just enough votes each is as likely as any other: selection sampling (Knuth, TAOCP
 // 2, 3.4.2, algorithm S) in the order of discovery, from random numbers that change from draw to draw.
-void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
+Selector::Lottery Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
   const uint32_t least = budget.strategy == Strategy::threshold ? static_cast<uint32_t>(budget.threshold) : 1u;
   rows_with_.clear();
   int64_t found = 0;
@@ -86,7 +86,8 @@ void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
     ++rows_with_[votes];
     ++found;
   }
-  if (wanted <= 0 || found == 0) return;
+  if (wanted <= 0) return {kVotes, 0, 1};
+  if (found == 0) return {least - 1, 0, 1};
 
   const bool too_many = found > wanted;
   uint32_t enough = least;
@@ -95,6 +96,7 @@ void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
     for (enough = static_cast<uint32_t>(rows_with_.size() - 1); rows_with_[enough] < tied; --enough)
       tied -= rows_with_[enough];
   int64_t undecided = too_many ? rows_with_[enough] : 0;
+  const Lottery lottery = too_many ? Lottery{enough, tied, undecided} : Lottery{least - 1, 0, 1};
   const Stream stream(seed, kTieBreak);
   for (const int32_t row : touched_) {
     const uint32_t votes = votes_[row];
@@ -107,6 +109,7 @@ void Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
     }
     take(row, Kind::hit);
   }
+  return lottery;
 }
 
 void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
@@ -170,18 +173,29 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   const int64_t hub_budget = std::min(num_hubs, budget.num_active - budget.min_uniform);
   for (int64_t i = 0; i < hub_budget; ++i) {
     const int64_t hub = hubs[i];
-    if (taken(hub)) continue;
+    if (taken(hub)) {
+      votes_[hub] |= kHub;
+      continue;
+    }
     take(hub, Kind::hub);
     ++counts.hubs;
   }
   const int64_t before_hits = static_cast<int64_t>(chosen_.size());
   const int64_t hit_budget = budget.num_active - budget.min_uniform - counts.hubs;
+  Lottery lottery{0, 0, 1};
   if (by_votes)
-    rank_hits(hit_budget, budget, seed);
+    lottery = rank_hits(hit_budget, budget, seed);
   else
     collect_in_table_order(group, tables, hit_budget, seed);
   counts.hits = static_cast<int64_t>(chosen_.size()) - before_hits;
-  for (int64_t i = 0; i < counts.labels; ++i) counts.found_labels += (votes_[chosen_[i].id] & ~kTaken) != 0;
+  const Stream luck(seed, kLabelTies);
+  for (int64_t i = 0; i < counts.labels; ++i) {
+    const uint32_t flags = votes_[chosen_[i].id], votes = flags & kVotes;
+    counts.found_labels += votes != 0;
+    const bool lucky =
+        votes == lottery.tied && static_cast<int64_t>(luck.below(i, lottery.rows)) < lottery.places;
+    if ((flags & kHub) != 0 || votes > lottery.tied || lucky) chosen_[i].kind = Kind::certain_label;
+  }
   draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);
   counts.uniform = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
 
@@ -192,8 +206,9 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   for (size_t i = 0; i < chosen_.size(); ++i) {
     ids.push_back(chosen_[i].id);
     kinds.push_back(chosen_[i].kind);
-    votes_[chosen_[i].id] = static_cast<uint32_t>(i);
   }
+  if (group.num_labels > 0)
+    for (size_t i = 0; i < chosen_.size(); ++i) votes_[chosen_[i].id] = static_cast<uint32_t>(i);
   for (int64_t i = 0; i < group.num_labels; ++i) label_positions[i] = votes_[group.labels[i]];
   for (const Candidate& candidate : chosen_) votes_[candidate.id] = 0;
   return counts;

@@ -6,7 +6,13 @@
 namespace ts {
 
 enum class Strategy : int64_t { vanilla = 0, topk = 1, threshold = 2 };
-enum class Kind : uint8_t { label = 0, hub = 1, hit = 2, uniform = 3 };
+enum class Kind : uint8_t {
+  label = 0,
+  hub = 1,
+  hit = 2,
+  uniform = 3,
+  certain_label = 4,  // that would have been a hub or a hit, had it been nobody's label
+};
 
 // Read-only tables; num_tables == 0 selects without hashing.
 struct TablesQuery {
@@ -54,13 +60,20 @@ class Selector {
   void reserve(int64_t num_rows, int64_t num_buckets);
   void vote(const Group& group, const TablesQuery& tables);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
-  void rank_hits(int64_t wanted, const Budget& budget, uint64_t seed);
+  // What makes a row a hit: more than `tied` votes, or so many and luck.
+  struct Lottery {
+    uint32_t tied;
+    int64_t places, rows;
+  };
+  Lottery rank_hits(int64_t wanted, const Budget& budget, uint64_t seed);
   void sort_chosen(int64_t num_rows);
   void draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed);
   void take(int64_t id, Kind kind);
   bool taken(int64_t id) const { return (votes_[id] & kTaken) != 0; }
 
   static constexpr uint32_t kTaken = 1u << 31;
+  static constexpr uint32_t kHub = 1u << 30;  // a label that is a hub as well
+  static constexpr uint32_t kVotes = kHub - 1;
   static constexpr uint32_t kSeen = 1u;  // a label met on the way through the tables
   std::vector<uint32_t> votes_;          // [N], zero between calls
   std::vector<uint32_t> tally_;          // [L * num_buckets], zero between calls

@@ -56,9 +56,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> uses_by_row(const Tensor& row_offsets
   int32_t* const entry = mutable_data<int32_t>(entries, op, "entries");
   int32_t* const sample = mutable_data<int32_t>(samples, op, "samples");
   sort.write(mutable_data<int64_t>(rows, op, "rows"), mutable_data<int64_t>(starts, op, "starts"), entry, parallel);
-  std::vector<int32_t> sample_of(static_cast<size_t>(n));
-  for (int64_t b = 0; b < num_samples; ++b)
-    std::fill(sample_of.begin() + offsets[b], sample_of.begin() + offsets[b + 1], static_cast<int32_t>(b));
+  const Tensor owners = empty<int32_t>({n});
+  int32_t* const sample_of = mutable_data<int32_t>(owners, op, "owners");
+  parallel(num_samples, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b)
+      std::fill(sample_of + offsets[b], sample_of + offsets[b + 1], static_cast<int32_t>(b));
+  });
   constexpr int64_t kEntriesPerThread = 8192;
   parallel(n, kEntriesPerThread, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) sample[i] = sample_of[entry[i]];

@@ -1,6 +1,9 @@
 // Checks that several ops share. They run before anything is changed, and outside parallel regions.
 #pragma once
+#include <algorithm>
+#include <limits>
 #include <string>
+#include <type_traits>
 
 #include "ops/common.h"
 
@@ -44,13 +47,15 @@ inline const int64_t* checked_offsets(const Tensor& tensor, int64_t total, const
   return offsets;
 }
 
-// All at once, without a branch for each, so that the compiler makes vector code of it: these lists are long.
+// A number outside [0, bound) is negative, or its distance from the last one is. All signs at once, without a branch for
+// each, so that the compiler makes vector code of it on every processor: these lists are long.
 template <typename Int>
 bool all_below(const Int* numbers, int64_t num, int64_t bound) {
-  const auto limit = static_cast<uint64_t>(bound);
-  bool beyond = false;
-  for (int64_t i = 0; i < num; ++i) beyond |= static_cast<uint64_t>(int64_t{numbers[i]}) >= limit;
-  return !beyond;
+  using Bits = std::make_unsigned_t<Int>;
+  const auto last = static_cast<Bits>(std::min<int64_t>(bound - 1, std::numeric_limits<Int>::max()));
+  Bits signs = bound > 0 || num == 0 ? 0 : ~Bits{0};
+  for (int64_t i = 0; i < num; ++i) signs |= static_cast<Bits>(numbers[i]) | (last - static_cast<Bits>(numbers[i]));
+  return static_cast<Int>(signs) >= 0;
 }
 
 // Numbers in [0, bound).

@@ -84,12 +84,14 @@ Tensor softmax_cross_entropy_of(const Tensor& logits, const Tensor& row_offsets,
   const LossArguments<T> args(op, logits, row_offsets, log_weights, label_offsets, label_positions, label_weights);
   const PerCandidate<T> smooth(smoothing, args.rows, args.num_rows, op, "smoothing");
   const PerCandidate<T> biases(bias, args.rows, args.num_rows, op, "bias");
-  Tensor loss = empty<T>({args.num_rows});
+  Tensor loss = empty<T>({args.num_rows}), scratch = empty<T>({label_positions.numel()});
   T* const losses = mutable_data<T>(loss, op, "loss");
+  T* const label_logits = mutable_data<T>(scratch, op, "scratch");
   parallel(args.num_rows, args.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       add_bias(args.candidates(b), biases.row(args.rows[b]));
-      losses[b] = softmax_cross_entropy(args.candidates(b), smooth.row(args.rows[b]), args.labels(b));
+      losses[b] = softmax_cross_entropy(args.candidates(b), smooth.row(args.rows[b]), args.labels(b),
+                                        label_logits + args.label_rows[b]);
     }
   });
   return loss;

@@ -1,7 +1,6 @@
 #include "core/sampled_linear.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "ops/checks.h"
 #include "ops/common.h"
@@ -73,7 +72,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_values, const Ten
   const int64_t num_samples = hidden.size(0), hidden_size = hidden.numel();
   require_shape(grad_values, {num_uses}, kBackward, "grad_values");
   const Value* const gradients = data<Value>(grad_values, kBackward, "grad_values");
-  std::vector<Value> gradient_of_use(static_cast<size_t>(num_uses));
+  const Tensor by_use = empty<Value>({num_uses});
+  Value* const gradient_of_use = mutable_data<Value>(by_use, kBackward, "by_use");
   parallel(num_uses, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) gradient_of_use[i] = gradients[view.uses.entries[i]];
   });
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_values, const Ten
   parallel(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       std::fill_n(partials + c * hidden_size, hidden_size, Value(0));
-      sampled_gradients(view, gradient_of_use.data(), view.uses.cut(c, chunks), view.uses.cut(c + 1, chunks),
+      sampled_gradients(view, gradient_of_use, view.uses.cut(c, chunks), view.uses.cut(c + 1, chunks),
                         row_gradients, bias_gradients, partials + c * hidden_size);
     }
   });

@@ -16,18 +16,32 @@ struct GroupResult {
   Counts counts;
 };
 
-// Labels and hits are certain to be there; each row of the tail stands for (N - certain) / tail rows.
-float tail_log_weight(const Counts& counts, int64_t num_rows) {
-  const int64_t certain = counts.labels + counts.hubs + counts.hits;
-  if (counts.uniform == 0) return 0.0f;
-  return static_cast<float>(std::log(static_cast<double>(num_rows - certain) / static_cast<double>(counts.uniform)));
-}
+// How many rows a candidate stands for: the reciprocal of its probability of being one (Horvitz and Thompson 1952).
+// Hubs and hits are certain. The other rows come in as a label of some sample, as often as they were labels before, or
+// else in the tail. Without counts the labels are certain as well.
+class Inclusion {
+ public:
+  Inclusion(const Counts& found, int64_t num_rows, const int32_t* label_counts, int64_t batches)
+      : label_counts_(label_counts), batches_(static_cast<double>(std::max<int64_t>(1, batches))) {
+    const int64_t rest = num_rows - (found.labels + found.hubs + found.hits);
+    tail_ = rest > 0 ? static_cast<double>(found.uniform) / static_cast<double>(rest) : 1.0;
+  }
 
-int64_t distinct(const int64_t* first, int64_t num) {
-  std::vector<int64_t> sorted(first, first + num);
-  std::sort(sorted.begin(), sorted.end());
-  return std::unique(sorted.begin(), sorted.end()) - sorted.begin();
-}
+  float log_weight(int64_t id, Kind kind) const {
+    if (kind != Kind::label && kind != Kind::uniform) return 0.0f;
+    const double as_label = label_counts_ != nullptr ? std::min(1.0, label_counts_[id] / batches_)
+                            : kind == Kind::label    ? 1.0
+                                                     : 0.0;
+    const double probability = as_label + (1.0 - as_label) * tail_;
+    return probability > 0.0 ? static_cast<float>(-std::log(probability)) : 0.0f;
+  }
+
+ private:
+  const int32_t* label_counts_;  // [N], batches in which a row was a label; may be null
+  double batches_, tail_;
+};
+
+uint8_t number_of(Kind kind) { return static_cast<uint8_t>(kind == Kind::certain_label ? Kind::label : kind); }
 
 }  // namespace
 
@@ -36,8 +50,10 @@ int64_t distinct(const int64_t* first, int64_t num) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, const Tensor& label_offsets,
                                                           const Tensor& hubs, const Tensor& query_codes,
                                                           const Tensor& buckets, const Tensor& bucket_counts,
-                                                          const Tensor& draw, const Tensor& counters, int64_t num_rows,
-                                                          int64_t num_active, int64_t min_uniform, int64_t max_active,
+                                                          const Tensor& draw, const Tensor& counters,
+                                                          std::optional<Tensor> label_counts, int64_t batches,
+                                                          int64_t num_rows,
+                                                          int64_t num_active, int64_t min_uniform,
                                                           int64_t strategy, int64_t threshold, bool sorted,
                                                           bool correction, int64_t seed) {
   constexpr const char* op = "select";
@@ -53,14 +69,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
   require(tables.num_tables <= buckets.size(0), op, "query_codes", "of the tables' L");
   const int32_t* const codes = data<int32_t>(query_codes, op, "query_codes");
   check_codes(codes, query_codes.numel(), tables.num_buckets, op, "query_codes");
-  for (int64_t g = 0; max_active > 0 && g < num_groups; ++g) {
-    const int64_t num = offsets[g + 1] - offsets[g];
-    if (num > max_active && distinct(label_ids + offsets[g], num) > max_active)
-      throw std::invalid_argument(
-          "select: expected the labels of one candidate set to be at most max_active = " + std::to_string(max_active) +
-          ", got " + std::to_string(distinct(label_ids + offsets[g], num)));
-  }
 
+  const int32_t* const counts_of_labels =
+      label_counts ? data<int32_t>(*label_counts, op, "label_counts") : nullptr;
+  if (label_counts) require_shape(*label_counts, {num_rows}, op, "label_counts");
   const Budget budget{num_rows, num_active, min_uniform, static_cast<Strategy>(strategy), threshold, sorted};
   const int64_t queries = query_codes.size(0) / num_groups, probes = query_codes.size(2);
   const auto step_seed = combine(static_cast<uint64_t>(seed), *data<int64_t>(draw, op, "draw"));
@@ -92,12 +104,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
   parallel(num_groups, 1, [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const GroupResult& result = groups[g];
-      const float tail = correction ? tail_log_weight(result.counts, num_rows) : 0.0f;
+      const Inclusion inclusion(result.counts, num_rows, counts_of_labels, batches);
       std::copy(result.ids.begin(), result.ids.end(), id + starts[g]);
-      std::transform(result.kinds.begin(), result.kinds.end(), kind + starts[g],
-                     [](Kind k) { return static_cast<uint8_t>(k); });
-      std::transform(result.kinds.begin(), result.kinds.end(), log_weight + starts[g],
-                     [tail](Kind k) { return k == Kind::uniform ? tail : 0.0f; });
+      std::transform(result.kinds.begin(), result.kinds.end(), kind + starts[g], number_of);
+      std::transform(
+          result.ids.begin(), result.ids.end(), result.kinds.begin(), log_weight + starts[g],
+          [&](int64_t row, Kind k) { return correction ? inclusion.log_weight(row, k) : 0.0f; });
     }
   });
   Counts total;
@@ -117,8 +129,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
 STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
   m.def(
       "select(Tensor labels, Tensor label_offsets, Tensor hubs, Tensor query_codes, Tensor buckets, "
-      "Tensor bucket_counts, Tensor draw, Tensor(a!) counters, int num_rows, int num_active, int min_uniform, "
-      "int max_active, int strategy, int threshold, bool sorted, bool correction, int seed) "
+      "Tensor bucket_counts, Tensor draw, Tensor(a!) counters, Tensor? label_counts, int batches, int num_rows, "
+      "int num_active, int min_uniform, "
+      "int strategy, int threshold, bool sorted, bool correction, int seed) "
       "-> (Tensor ids, Tensor group_offsets, Tensor kinds, Tensor log_weights, Tensor label_positions)");
 }
 
