@@ -64,7 +64,7 @@ def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namesp
     if arguments.num_active:
         changes["num_active"] = arguments.num_active
     config = ts.LSHConfig.auto(hidden, outputs, family=family).replace(
-        seed=arguments.seed, correction=not arguments.no_correction, **changes
+        seed=arguments.seed, correction=not arguments.no_correction, logq=not arguments.no_logq, **changes
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
 
@@ -77,6 +77,8 @@ def run_name(arguments: argparse.Namespace) -> str:
         parts.append("relu")
     if arguments.no_correction:
         parts.append("uncorrected")
+    if arguments.no_logq:
+        parts.append("nologq")
     if arguments.device != "cpu":
         parts.append(arguments.device)
     if arguments.decay:
@@ -108,6 +110,7 @@ def main() -> None:
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     options.add_argument("--no-correction", action="store_true")
+    options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
     arguments = options.parse_args()
@@ -118,7 +121,8 @@ def main() -> None:
     name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = {k: str(v) for k, v in vars(arguments).items() if k not in ("out", "json", "threads", "epochs")}
+    unsaid = {"out", "json", "threads", "epochs"} | ({"no_logq"} if not arguments.no_logq else set())
+    settings = {k: str(v) for k, v in vars(arguments).items() if k not in unsaid}
     if result_path.exists() and not state_path.exists():
         finished = json.loads(result_path.read_text())
         check_same_run(settings, finished["arguments"], result_path)

@@ -95,8 +95,9 @@ def label_of(arguments: dict[str, str]) -> str:
     """The method, with what makes it other than the default."""
     active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
     uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
+    logq = ", without logQ" if arguments.get("no_logq") == "True" else ""
     relu = ", ReLU" if arguments["relu"] == "True" else ""
-    return arguments["method"] + relu + active + uncorrected
+    return arguments["method"] + relu + active + uncorrected + logq
 
 
 def accuracy(runs: list[Run]) -> str:

@@ -249,13 +249,14 @@ def test_label_counts_give_every_candidate_one_over_its_probability():
         [1, 2, 3, 4], [0, 4], hubs=[3, 7], codes=torch.full((1, 1, 1), code, dtype=torch.int32), tables=tables,
         label_counts=counts, batches=100, num_active=400, min_uniform=100,
     )  # fmt: skip
-    groups, labels, hubs, hits, uniform, _ = counters.tolist()
+    _, labels, hubs, hits, uniform, _ = counters.tolist()
     tail = uniform / (1000 - labels - hubs - hits)
     weight = dict(zip(ids.tolist(), log_weights.exp().tolist(), strict=True))
     assert (labels, hubs, hits) == (4, 1, len(bucket - {1, 2, 3, 4, 7}))
     if 1 not in bucket:
         assert weight[1] == pytest.approx(1 / (0.5 + 0.5 * tail))
-    assert weight[2] == pytest.approx(1) and weight[3] == weight[4] == weight[7] == 1
+    assert weight[2] == pytest.approx(1)
+    assert weight[3] == weight[4] == weight[7] == 1
     for row, kind in zip(ids.tolist(), kinds.tolist(), strict=True):
         if kind == UNIFORM:
             as_label = 0.2 if row >= 500 else 0
@@ -264,7 +265,7 @@ def test_label_counts_give_every_candidate_one_over_its_probability():
 
 @pytest.mark.parametrize("hits", [False, True])
 def test_label_counts_make_the_normaliser_unbiased(hits):
-    """Other samples' labels are drawn by a power law, the true counts are known: sums of weighted terms average to N."""
+    """Other samples' labels are drawn by a power law, the true counts are known: weighted sums average to the sum."""
     num_rows, batch, draws = 300, 20, 4000
     frequency = 1 / torch.arange(1, num_rows + 1, dtype=torch.float64)
     frequency /= frequency.sum()

@@ -15,8 +15,9 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto: candidates beyond the labels, probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE = 2048
+# LSHConfig.auto: candidates beyond the labels, of which some are hubs and some the uniform tail (benchmarks/README.md
+# has the accuracy), probes of a query, and room in a bucket over its mean occupancy.
+_DEFAULT_ACTIVE, _DEFAULT_HUBS, _DEFAULT_UNIFORM = 1024, 64, 0.375
 _PROBES = 1
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
@@ -98,9 +99,10 @@ class LSHConfig:
         correction: weight the uniform tail so that the normaliser is estimated without bias.
         logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
             candidate of nearly every batch, a rare one only where it is somebody's label, and there it stands for the
-            batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling", section 3; the name is that
-            of the log Q correction of Bengio and Senecal 2008). False takes the labels of the batch for certain. The
-            frequencies are counted, 4 bytes a neuron; ``correction=False`` switches this off as well.
+            batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling"; the name is that of the
+            log Q correction of Bengio and Senecal 2008). False takes the labels of the batch for certain. The
+            frequencies are counted, 4 bytes a neuron, by every process for itself; ``correction=False`` switches this
+            off as well.
         max_active: raise if the labels alone exceed it (of a batch, or of a sample); None for no bound.
         rehash: a RehashSchedule.
         seed: every random choice depends on it and on counters alone.
@@ -205,6 +207,8 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
+                num_hubs=_DEFAULT_HUBS,
+                uniform_fraction=_DEFAULT_UNIFORM,
                 logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
             )
@@ -235,6 +239,8 @@ class LSHConfig:
             f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of largest norm), at least "
             f"{self.min_uniform} uniform{' (weighted)' if self.correction else ''}, the rest {self.selector} hits",
         ]
+        if self.logq and self.correction and self.selection == "batch":
+            lines.append("  labels of other samples stand for the batches without them, by their frequency (logQ)")
         if self.selector == "lsh":
             lines += [
                 f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "

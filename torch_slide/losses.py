@@ -1,8 +1,9 @@
 """Losses over SparseLogits: torch's own functions are routed here, and the explicit forms are public.
 
 Under sampling, the softmax runs over labels, hubs, hits and a uniform tail whose terms are weighted by
-(N - certain) / tail, a consistent estimate of the normaliser (sampled softmax with certain and sampled classes). Sums
-over all classes (label smoothing, the negatives of BCE) are estimated on the same candidates with the same weights.
+(N - certain) / tail, a consistent estimate of the normaliser (sampled softmax with certain and sampled classes). With
+``LSHConfig.logq`` the labels of other samples are sampled classes as well, weighted by their frequency. Sums over all
+classes (label smoothing, the negatives of BCE) are estimated on the same candidates with the same weights.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ class Candidates:
         ids: int64 [total] neuron numbers; ascending if shared by the batch.
         group_offsets: int64 [G + 1]; G is 1 if shared, else the batch size.
         kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 uniform tail.
-        log_weights: float32 [total]: log of the number of neurons that a candidate stands for.
+        log_weights: float32 [total]: log of the number of neurons that a candidate stands for, in the losses of all
+            samples but those whose label it is.
         label_positions: int64 [number of labels]: where each label lies within its group.
     """
 

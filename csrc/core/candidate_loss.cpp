@@ -121,9 +121,8 @@ T softmax_cross_entropy(const Candidates<T>& row, const T* smoothing, const RowL
   scale_minus(row.logits, static_cast<T>(mass / sum), smoothing, row.size);
   for (int64_t l = 0; l < labels.size; ++l) row.logits[labels.positions[l]] -= labels.values[l];
   if (smoothing != nullptr)
-    for_each_distinct(labels, [&](int64_t, int64_t at) {
-      row.logits[at] -= smoothing[at] * std::expm1(-row.log_weights[at]);
-    });
+    for_each_distinct(labels,
+                      [&](int64_t, int64_t at) { row.logits[at] -= smoothing[at] * std::expm1(-row.log_weights[at]); });
   // With logits and normaliser relative to the maximum, their difference keeps its digits at any height.
   return static_cast<T>(mass * std::log(sum) - picked);
 }

@@ -10,18 +10,15 @@
 namespace ts {
 namespace {
 
-void dots(const float* hidden, const float* weight, int64_t d, const int32_t* samples, const int64_t* rows, int64_t n,
-          float* out) {
-  kernels().sampled.dots(hidden, weight, d, samples, rows, n, out);
+void dots(const float* row, const float* hidden, int64_t d, const int32_t* samples, int64_t n, float* out) {
+  kernels().sampled.dots(row, hidden, d, samples, n, out);
 }
-void dots(const float* hidden, const uint16_t* weight, int64_t d, const int32_t* samples, const int64_t* rows,
-          int64_t n, float* out) {
-  kernels().sampled_bf16.dots(hidden, weight, d, samples, rows, n, out);
+void dots(const uint16_t* row, const float* hidden, int64_t d, const int32_t* samples, int64_t n, float* out) {
+  kernels().sampled_bf16.dots(row, hidden, d, samples, n, out);
 }
-void dots(const double* hidden, const double* weight, int64_t d, const int32_t* samples, const int64_t* rows, int64_t n,
-          double* out) {
+void dots(const double* row, const double* hidden, int64_t d, const int32_t* samples, int64_t n, double* out) {
   for (int64_t i = 0; i < n; ++i)
-    out[i] = std::inner_product(hidden + samples[i] * d, hidden + (samples[i] + 1) * d, weight + rows[i] * d, 0.0);
+    out[i] = std::inner_product(hidden + samples[i] * d, hidden + (samples[i] + 1) * d, row, 0.0);
 }
 
 void row_gradients(const float* row, const float* hidden, int64_t d, const int32_t* samples, const float* g, int64_t n,
@@ -42,7 +39,7 @@ void row_gradients(const double* row, const double* hidden, int64_t d, const int
     }
 }
 
-// Rows looked ahead in the gradient step; its rows are visited in ascending order.
+// Rows looked ahead, which are visited in ascending order.
 constexpr int64_t kRowsAhead = 8;
 
 template <typename Row>
@@ -56,21 +53,17 @@ void prefetch_row(const Row* row, int64_t width) {
 
 template <typename Value, typename Row>
 void sampled_dots(const SampledView<Value, Row>& view, const Row* bias, int64_t begin, int64_t end, Value* values) {
-  // Rows with few uses each would be short work for the kernel: it takes the uses of several rows at once.
-  constexpr int64_t most = 256;
-  std::array<int64_t, most> rows;
+  constexpr int64_t most = 64;
   std::array<Value, most> products;
   const ByRow& uses = view.uses;
-  const int64_t stop = uses.starts[end];
-  for (int64_t first = uses.starts[begin], row = begin; first < stop; first += most) {
-    const int64_t n = std::min(most, stop - first);
-    for (int64_t i = 0; i < n; ++i) {
-      while (first + i >= uses.starts[row + 1]) ++row;
-      rows[i] = uses.rows[row];
+  for (int64_t r = begin; r < end; ++r) {
+    if (r + kRowsAhead < end) prefetch_row(view.weight + uses.rows[r + kRowsAhead] * view.width, view.width);
+    const Value shift = bias == nullptr ? Value(0) : static_cast<Value>(widened(bias[uses.rows[r]]));
+    for (int64_t first = uses.starts[r]; first < uses.starts[r + 1]; first += most) {
+      const int64_t n = std::min(most, uses.starts[r + 1] - first);
+      dots(view.weight + uses.rows[r] * view.width, view.hidden, view.width, view.samples + first, n, products.data());
+      for (int64_t i = 0; i < n; ++i) values[uses.entries[first + i]] = products[i] + shift;
     }
-    dots(view.hidden, view.weight, view.width, view.samples + first, rows.data(), n, products.data());
-    for (int64_t i = 0; i < n; ++i)
-      values[uses.entries[first + i]] = bias == nullptr ? products[i] : products[i] + widened(bias[rows[i]]);
   }
 }
 

@@ -192,8 +192,7 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   for (int64_t i = 0; i < counts.labels; ++i) {
     const uint32_t flags = votes_[chosen_[i].id], votes = flags & kVotes;
     counts.found_labels += votes != 0;
-    const bool lucky =
-        votes == lottery.tied && static_cast<int64_t>(luck.below(i, lottery.rows)) < lottery.places;
+    const bool lucky = votes == lottery.tied && static_cast<int64_t>(luck.below(i, lottery.rows)) < lottery.places;
     if ((flags & kHub) != 0 || votes > lottery.tied || lucky) chosen_[i].kind = Kind::certain_label;
   }
   draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);

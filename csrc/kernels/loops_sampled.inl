@@ -3,52 +3,33 @@
 namespace TS_ISA {
 namespace {
 
-// Rows looked ahead: enough to keep all line fill buffers of a core busy, few enough to stay in L1.
-constexpr size_t kRowsAhead = 8;
-// A longer row's remaining lines are found by the processor's own prefetcher.
-constexpr size_t kPrefetchBytes = 1024;
-
-template <typename Row>
-inline void prefetch_row(const Row* row, size_t d) {
-  const char* const bytes = reinterpret_cast<const char*>(row);
-  const size_t size = d * sizeof(Row) < kPrefetchBytes ? d * sizeof(Row) : kPrefetchBytes;
-  for (size_t line = 0; line < size; line += 64) __builtin_prefetch(bytes + line);
-}
-
-// Several products at a time, so that their chains of fma overlap.
-template <int Products, typename Row>
-inline void dot_block(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows,
-                      float* out) {
-  const float* x[Products];
-  const Row* row[Products];
-  F32x16 acc[Products];
-  for (int p = 0; p < Products; ++p) {
-    x[p] = hidden + static_cast<size_t>(samples[p]) * d;
-    row[p] = weight + static_cast<size_t>(rows[p]) * d;
-    acc[p] = broadcast(0.0f);
+// Several uses at a time, so that their chains of fma overlap and each part of the row is loaded once for all.
+template <int Uses, typename Row>
+inline void dot_block(const Row* row, const float* hidden, size_t d, const int32_t* samples, float* out) {
+  const float* x[Uses];
+  F32x16 acc[Uses];
+  for (int u = 0; u < Uses; ++u) {
+    x[u] = hidden + static_cast<size_t>(samples[u]) * d;
+    acc[u] = broadcast(0.0f);
   }
   size_t i = 0;
-  for (; i + 16 <= d; i += 16)
-    for (int p = 0; p < Products; ++p) acc[p] = fma(load(x[p] + i), load(row[p] + i), acc[p]);
-  if (i < d)
-    for (int p = 0; p < Products; ++p)
-      acc[p] = fma(load_rest(x[p] + i, d - i, 0.0f), load_rest(row[p] + i, d - i, Row{}), acc[p]);
-  for (int p = 0; p < Products; ++p) out[p] = reduce_add(acc[p]);
+  for (; i + 16 <= d; i += 16) {
+    const F32x16 part = load(row + i);
+    for (int u = 0; u < Uses; ++u) acc[u] = fma(load(x[u] + i), part, acc[u]);
+  }
+  if (i < d) {
+    const F32x16 part = load_rest(row + i, d - i, Row{});
+    for (int u = 0; u < Uses; ++u) acc[u] = fma(load_rest(x[u] + i, d - i, 0.0f), part, acc[u]);
+  }
+  for (int u = 0; u < Uses; ++u) out[u] = reduce_add(acc[u]);
 }
 
 template <typename Row>
-void dots(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows, size_t n,
-          float* out) {
-  const auto prefetch = [&](size_t i) {
-    if (i < n && (i == 0 || rows[i] != rows[i - 1])) prefetch_row(weight + static_cast<size_t>(rows[i]) * d, d);
-  };
-  for (size_t i = 0; i < kRowsAhead; ++i) prefetch(i);
-  size_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    for (size_t next = i + kRowsAhead; next < i + kRowsAhead + 4; ++next) prefetch(next);
-    dot_block<4>(hidden, weight, d, samples + i, rows + i, out + i);
-  }
-  for (; i < n; ++i) dot_block<1>(hidden, weight, d, samples + i, rows + i, out + i);
+void dots(const Row* row, const float* hidden, size_t d, const int32_t* samples, size_t n, float* out) {
+  for (; n >= 4; n -= 4, samples += 4, out += 4) dot_block<4>(row, hidden, d, samples, out);
+  if (n == 3) dot_block<3>(row, hidden, d, samples, out);
+  if (n == 2) dot_block<2>(row, hidden, d, samples, out);
+  if (n == 1) dot_block<1>(row, hidden, d, samples, out);
 }
 
 template <int Regs, typename Row>

@@ -7,9 +7,8 @@ namespace ts {
 
 template <typename Row>
 struct SampledKernels {
-  // out[i] = hidden[samples[i]] . weight[rows[i]], of d elements each.
-  void (*dots)(const float* hidden, const Row* weight, size_t d, const int32_t* samples, const int64_t* rows, size_t n,
-               float* out);
+  // What the n uses of one row are: out[i] = hidden[samples[i]] . row, of d elements each.
+  void (*dots)(const Row* row, const float* hidden, size_t d, const int32_t* samples, size_t n, float* out);
 
   // What the n uses of one row give back: use i is by sample samples[i] and has the gradient g[i].
   // grad_row = sum_i g[i] * hidden[samples[i]]; grad_hidden[samples[i]] += g[i] * row.

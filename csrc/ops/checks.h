@@ -47,8 +47,8 @@ inline const int64_t* checked_offsets(const Tensor& tensor, int64_t total, const
   return offsets;
 }
 
-// A number outside [0, bound) is negative, or its distance from the last one is. All signs at once, without a branch for
-// each, so that the compiler makes vector code of it on every processor: these lists are long.
+// A number outside [0, bound) is negative, or its distance from the last one is. All signs at once, without a branch
+// for each, so that the compiler makes vector code of it on every processor: these lists are long.
 template <typename Int>
 bool all_below(const Int* numbers, int64_t num, int64_t bound) {
   using Bits = std::make_unsigned_t<Int>;

@@ -88,8 +88,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad_values, const Ten
   parallel(chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       std::fill_n(partials + c * hidden_size, hidden_size, Value(0));
-      sampled_gradients(view, gradient_of_use, view.uses.cut(c, chunks), view.uses.cut(c + 1, chunks),
-                        row_gradients, bias_gradients, partials + c * hidden_size);
+      sampled_gradients(view, gradient_of_use, view.uses.cut(c, chunks), view.uses.cut(c + 1, chunks), row_gradients,
+                        bias_gradients, partials + c * hidden_size);
     }
   });
   parallel(hidden_size, kGrain, [&](int64_t begin, int64_t end) {

@@ -47,15 +47,11 @@ uint8_t number_of(Kind kind) { return static_cast<uint8_t>(kind == Kind::certain
 
 // One candidate set for each group of labels: the whole batch (one group), or every sample (as many as queries).
 // -> ids [total], group_offsets [G + 1], kinds [total], log_weights [total], label_positions [len(labels)]
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, const Tensor& label_offsets,
-                                                          const Tensor& hubs, const Tensor& query_codes,
-                                                          const Tensor& buckets, const Tensor& bucket_counts,
-                                                          const Tensor& draw, const Tensor& counters,
-                                                          std::optional<Tensor> label_counts, int64_t batches,
-                                                          int64_t num_rows,
-                                                          int64_t num_active, int64_t min_uniform,
-                                                          int64_t strategy, int64_t threshold, bool sorted,
-                                                          bool correction, int64_t seed) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(
+    const Tensor& labels, const Tensor& label_offsets, const Tensor& hubs, const Tensor& query_codes,
+    const Tensor& buckets, const Tensor& bucket_counts, const Tensor& draw, const Tensor& counters,
+    std::optional<Tensor> label_counts, int64_t batches, int64_t num_rows, int64_t num_active, int64_t min_uniform,
+    int64_t strategy, int64_t threshold, bool sorted, bool correction, int64_t seed) {
   constexpr const char* op = "select";
   const int64_t* const label_ids = checked_indices(labels, num_rows, op, "labels");
   const int64_t* const offsets = checked_offsets(label_offsets, labels.numel(), op, "label_offsets");
@@ -70,8 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
   const int32_t* const codes = data<int32_t>(query_codes, op, "query_codes");
   check_codes(codes, query_codes.numel(), tables.num_buckets, op, "query_codes");
 
-  const int32_t* const counts_of_labels =
-      label_counts ? data<int32_t>(*label_counts, op, "label_counts") : nullptr;
+  const int32_t* const counts_of_labels = label_counts ? data<int32_t>(*label_counts, op, "label_counts") : nullptr;
   if (label_counts) require_shape(*label_counts, {num_rows}, op, "label_counts");
   const Budget budget{num_rows, num_active, min_uniform, static_cast<Strategy>(strategy), threshold, sorted};
   const int64_t queries = query_codes.size(0) / num_groups, probes = query_codes.size(2);
@@ -107,9 +102,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> select(const Tensor& labels, 
       const Inclusion inclusion(result.counts, num_rows, counts_of_labels, batches);
       std::copy(result.ids.begin(), result.ids.end(), id + starts[g]);
       std::transform(result.kinds.begin(), result.kinds.end(), kind + starts[g], number_of);
-      std::transform(
-          result.ids.begin(), result.ids.end(), result.kinds.begin(), log_weight + starts[g],
-          [&](int64_t row, Kind k) { return correction ? inclusion.log_weight(row, k) : 0.0f; });
+      std::transform(result.ids.begin(), result.ids.end(), result.kinds.begin(), log_weight + starts[g],
+                     [&](int64_t row, Kind k) { return correction ? inclusion.log_weight(row, k) : 0.0f; });
     }
   });
   Counts total;
