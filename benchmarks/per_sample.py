@@ -101,15 +101,21 @@ def hidden_steps(seed: int) -> dict:
     torch.manual_seed(seed)
     dense = nn.Linear(HIDDEN, OUTPUTS)
     config = slide_config(OUTPUTS // 100, "kmeans").replace(uniform_fraction=0.0)
-    per_sample = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=config, role="hidden", sparse_grad=True)
-    shared = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=config.replace(selection="batch"), role="hidden", sparse_grad=True)
+    configs = {
+        "per sample, by votes": config,
+        "per sample, vanilla": config.replace(strategy="vanilla"),
+        "shared by the batch": config.replace(selection="batch"),
+    }
     x = torch.relu(torch.randn(BATCH, HIDDEN)).requires_grad_()
 
     def dense_step() -> None:
         dense(x).backward(torch.ones(BATCH, OUTPUTS))
         dense.zero_grad()
 
-    def sparse_step(layer: ts.SparseLSHLinear) -> object:
+    def sparse_step(lsh: ts.LSHConfig) -> object:
+        layer = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=lsh, role="hidden", sparse_grad=True)
+        layer.load_state_dict(dense.state_dict())
+
         def step() -> None:
             values = layer(x).values
             values.backward(torch.ones_like(values))
@@ -119,8 +125,7 @@ def hidden_steps(seed: int) -> dict:
 
     return {
         "nn.Linear": (dense_step, 5),
-        "hidden sparse layer, per sample": (sparse_step(per_sample), 50),
-        "hidden sparse layer, shared by the batch": (sparse_step(shared), 50),
+        **{f"hidden sparse layer, {name}": (sparse_step(lsh), 50) for name, lsh in configs.items()},
     }
 
 

@@ -77,17 +77,17 @@ void Selector::collect_in_table_order(const Group& group, const TablesQuery& tab
 // 2, 3.4.2, algorithm S) in the order of discovery, from random numbers that change from draw to draw.
 Selector::Lottery Selector::rank_hits(int64_t wanted, const Budget& budget, uint64_t seed) {
   const uint32_t least = budget.strategy == Strategy::threshold ? static_cast<uint32_t>(budget.threshold) : 1u;
+  if (wanted <= 0) return {kVotes, 0, 1};
   rows_with_.clear();
   int64_t found = 0;
-  for (const int32_t row : touched_) {
-    const uint32_t votes = votes_[row];
-    if ((votes & kTaken) != 0 || votes < least) continue;
-    if (votes >= rows_with_.size()) rows_with_.resize(votes + 1, 0);
-    ++rows_with_[votes];
-    ++found;
-  }
-  if (wanted <= 0) return {kVotes, 0, 1};
-  if (found == 0) return {least - 1, 0, 1};
+  if (static_cast<int64_t>(touched_.size()) > wanted)
+    for (const int32_t row : touched_) {
+      const uint32_t votes = votes_[row];
+      if ((votes & kTaken) != 0 || votes < least) continue;
+      if (votes >= rows_with_.size()) rows_with_.resize(votes + 1, 0);
+      ++rows_with_[votes];
+      ++found;
+    }
 
   const bool too_many = found > wanted;
   uint32_t enough = least;
@@ -200,16 +200,17 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
 
   for (const int32_t row : touched_) votes_[row] = 0;
   if (budget.sorted) sort_chosen(budget.num_rows);
-  ids.reserve(ids.size() + chosen_.size());
-  kinds.reserve(kinds.size() + chosen_.size());
+  ids.resize(chosen_.size());
+  kinds.resize(chosen_.size());
   for (size_t i = 0; i < chosen_.size(); ++i) {
-    ids.push_back(chosen_[i].id);
-    kinds.push_back(chosen_[i].kind);
+    ids[i] = chosen_[i].id;
+    kinds[i] = chosen_[i].kind;
+    votes_[chosen_[i].id] = group.num_labels > 0 ? static_cast<uint32_t>(i) : 0;
   }
-  if (group.num_labels > 0)
-    for (size_t i = 0; i < chosen_.size(); ++i) votes_[chosen_[i].id] = static_cast<uint32_t>(i);
-  for (int64_t i = 0; i < group.num_labels; ++i) label_positions[i] = votes_[group.labels[i]];
-  for (const Candidate& candidate : chosen_) votes_[candidate.id] = 0;
+  if (group.num_labels > 0) {
+    for (int64_t i = 0; i < group.num_labels; ++i) label_positions[i] = votes_[group.labels[i]];
+    for (const Candidate& candidate : chosen_) votes_[candidate.id] = 0;
+  }
   return counts;
 }
 

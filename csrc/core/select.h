@@ -46,7 +46,7 @@ struct Counts {
 // Scratch of one thread, kept between calls: O(N) bytes once, O(candidates) work each time.
 class Selector {
  public:
-  // Appends the group's ids and kinds, and for every label of the group its position among these ids.
+  // Writes the group's ids and kinds, and for every label of the group its position among these ids.
   // tail_seed is the same for all groups of a batch: each tail is uniform, and together they touch few rows.
   Counts select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
                 const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
