@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_slide.data.batching import Dataset, batches
 from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.xc import XCBatch
+from torch_slide.targets import row_of
 
 BatchT = TypeVar("BatchT")
 _LOGITS_AT_ONCE = 1 << 26  # 256 MB of float32.
@@ -44,10 +45,9 @@ def precision_at(top: Tensor, label_ids: Tensor, label_offsets: Tensor, k: int) 
         label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
         k: how many outputs to look at; it divides even where there are fewer labels.
     """
-    counts = label_offsets.diff()
     num_outputs = int(max(top.max(), label_ids.max() if len(label_ids) else 0)) + 1
-    point = torch.arange(len(counts))
-    labels = torch.repeat_interleave(point, counts) * num_outputs + label_ids
+    labels = row_of(label_offsets, len(label_ids)) * num_outputs + label_ids
+    point = torch.arange(len(top))
     is_label = torch.isin(point[:, None] * num_outputs + top[:, :k], labels)
     return is_label.sum(1) / k
 
