@@ -209,8 +209,8 @@ void losses(int64_t size, int64_t num_labels) {
   const RowLabels<T> labels{positions.data(), shares.data(), num_labels};
   const auto scratch = room<T>(num_labels);
   const T results[] = {
-      softmax_cross_entropy<T>({logits.data(), weights.data(), size}, nullptr, labels),
-      softmax_cross_entropy<T>({logits.data(), weights.data(), size}, weights.data(), labels),
+      softmax_cross_entropy<T>({logits.data(), weights.data(), size}, nullptr, labels, scratch.get()),
+      softmax_cross_entropy<T>({logits.data(), weights.data(), size}, weights.data(), labels, scratch.get()),
       bce_with_logits<T>({logits.data(), weights.data(), size}, labels, nullptr, nullptr, scratch.get()),
       bce_with_logits<T>({logits.data(), weights.data(), size}, labels, weights.data(), weights.data(), scratch.get()),
   };
