@@ -121,8 +121,7 @@ def main() -> None:
     name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    unsaid = {"out", "json", "threads", "epochs"} | ({"no_logq"} if not arguments.no_logq else set())
-    settings = {k: str(v) for k, v in vars(arguments).items() if k not in unsaid}
+    settings = common.settings(arguments, "threads", "epochs", *([] if arguments.no_logq else ["no_logq"]))
     if result_path.exists() and not state_path.exists():
         finished = json.loads(result_path.read_text())
         check_same_run(settings, finished["arguments"], result_path)

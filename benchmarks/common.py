@@ -59,6 +59,11 @@ def alternate(competitors: dict[str, tuple[Callable[[], object], int]], rounds: 
     return {name: spread(values) for name, values in times.items()}
 
 
+def settings(arguments: argparse.Namespace, *without: str) -> dict[str, str]:
+    """What a result was measured with: all arguments but those named, and but where files lie on this machine."""
+    return {name: str(value) for name, value in vars(arguments).items() if name not in ("json", "out", *without)}
+
+
 def spread(values: list[float]) -> dict[str, float]:
     """Median and quartiles."""
     low, high = (min(values), max(values)) if len(values) < 4 else statistics.quantiles(values, n=4)[::2]

@@ -131,9 +131,8 @@ def main() -> None:
         print(family, "  ".join(f"{key}={value:.3g}" for key, value in values.items()))
     common.save(
         arguments.json,
-        {"machine": machine, "arguments": {k: str(v) for k, v in vars(arguments).items()}, "results": results,
-         "stats": stats},
-    )  # fmt: skip
+        {"machine": machine, "arguments": common.settings(arguments), "results": results, "stats": stats},
+    )
 
 
 if __name__ == "__main__":
