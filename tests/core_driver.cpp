@@ -227,16 +227,24 @@ void row_updates(size_t n, size_t d) {
   sum_entries(grouped.view(), values.data(), nullptr, nullptr, d, sums.get(), 0, grouped.num_rows);
   read(sums.get(), distinct * d);
 
-  const RowGrad grad{grouped.rows.get(), sums.get(), d};
-  std::vector<float> weight = noise(n * d, 43), first(n * d, 0.0f), second(n * d, 0.0f), total(n, 0.0f);
-  lazy_adam_rows({1.0f, 0.1f, 0.99f, 0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 1.0f, 1e-8f}, weight.data(), first.data(),
-                 second.data(), grad, 0, distinct);
-  rowwise_adagrad_rows({1.0f, 0.1f, 0.1f, 1e-8f}, weight.data(), total.data(), grad, 0, distinct);
-  sgd_rows({1.0f, 0.1f, 0.1f, 0.9f, 0.7f, true}, weight.data(), first.data(), grad, 0, distinct);
-  sgd_rows({1.0f, 0.0f, 0.1f, 0.0f, 1.0f, false}, weight.data(), nullptr, grad, 0, distinct);
-  read(weight);
-  read(second);
-  read(total);
+  const AdamScalars adam{1.0f, 0.1f, 0.99f, 0.9f, 0.1f, 0.99f, 0.01f, 0.1f, 1.0f, 1e-8f};
+  const auto update = [&](const auto& drawn) {
+    using T = std::decay_t<decltype(drawn[0])>;
+    std::vector<T> weight(drawn.begin(), drawn.begin() + static_cast<std::ptrdiff_t>(n * d)), first = weight,
+                                                                                              second = weight;
+    const RowGrad<T> grad{grouped.rows.get(), drawn.data(), d};
+    std::vector<float> total(n, 0.0f);
+    lazy_adam_rows<T>(adam, weight.data(), first.data(), second.data(), grad, 7, 0, distinct);
+    rowwise_adam_rows<T>(adam, weight.data(), first.data(), total.data(), grad, 7, 0, distinct);
+    rowwise_adagrad_rows<T>({1.0f, 0.1f, 0.1f, 1e-8f}, weight.data(), total.data(), grad, 7, 0, distinct);
+    sgd_rows<T>({1.0f, 0.1f, 0.1f, 0.9f, 0.7f, true}, weight.data(), first.data(), grad, 7, 0, distinct);
+    sgd_rows<T>({1.0f, 0.0f, 0.1f, 0.0f, 1.0f, false}, weight.data(), nullptr, grad, 7, 0, distinct);
+    read(weight);
+    read(second);
+    read(total);
+  };
+  update(noise(3 * n * d, 43));
+  update(below<uint16_t>(3 * n * d, 0x4000, 44));
 }
 
 }  // namespace

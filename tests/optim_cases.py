@@ -11,6 +11,7 @@ from torch_slide.optim import LazyAdam, RowSGD, RowwiseAdagrad
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.01, **k}),
     "adamw": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True, **k}),
+    "rowwise adam": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.01, "rowwise": True, **k}),
     "adagrad": lambda p, **k: RowwiseAdagrad(p, **{"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.01, **k}),
     "sgd": lambda p, **k: RowSGD(p, **{"lr": 0.1, "weight_decay": 0.01, **k}),
     "momentum": lambda p, **k: RowSGD(p, **{"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01, **k}),

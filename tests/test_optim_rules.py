@@ -73,7 +73,7 @@ def test_dense_gradients_take_torchs_rule(name: str, fused: bool) -> None:
     mine = parameter(9, 5)
     theirs = torch.nn.Parameter(mine.detach().clone())
     ours = OPTIMIZERS[name]([mine])
-    options = {k: v for k, v in ours.defaults.items() if k != "decoupled_weight_decay"}
+    options = {k: v for k, v in ours.defaults.items() if k not in ("decoupled_weight_decay", "rowwise")}
     torchs = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(name, torch.optim.SGD)
     reference_optimizer = torchs([theirs], fused=fused, **options)
     for _ in range(5):
@@ -133,10 +133,10 @@ def test_ops_agree_with_the_oracle(
         options = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0.01, "decoupled": decoupled, "step": 3, **common}
         reference.lazy_adam_(*expected[:3], rows, grad.double(), **options)
     elif rule == 1:
-        ops.rowwise_adagrad_(weight, total, rows, grad, 0.1, 0.01, weight_decay, maximize)
+        ops.rowwise_adagrad_(weight, total, rows, grad, 0.1, 0.01, weight_decay, maximize, 1.0)
         reference.rowwise_adagrad_(expected[0], expected[3], rows, grad.double(), lr=0.1, eps=0.01, **common)
     else:
-        ops.row_sgd_(weight, m if buffered else None, rows, grad, 0.1, 0.9, 0.2, nesterov, weight_decay, maximize)
+        ops.row_sgd_(weight, m if buffered else None, rows, grad, 0.1, 0.9, 0.2, nesterov, weight_decay, maximize, 1.0)
         options = {"lr": 0.1, "momentum": 0.9, "dampening": 0.2, "nesterov": nesterov, **common}
         reference.row_sgd_(expected[0], expected[1] if buffered else None, rows, grad.double(), **options)
     for found, wanted in zip((weight, m, v, total), expected, strict=True):
@@ -292,16 +292,16 @@ def test_state_takes_memory_only_where_it_is_written() -> None:
 def test_ops_refuse_rows_that_would_race_or_do_not_exist(rows: list[int]) -> None:
     weight, ids, grad = torch.zeros(3, 2), torch.tensor(rows), torch.ones(2, 2)
     with pytest.raises(ValueError, match="expected rows to be"):
-        ops.row_sgd_(weight, None, ids, grad, 0.1, 0.0, 0.0, False, 0.0, False)
+        ops.row_sgd_(weight, None, ids, grad, 0.1, 0.0, 0.0, False, 0.0, False, 1.0)
     assert not weight.any()
 
 
 def test_ops_refuse_tensors_that_do_not_fit() -> None:
     weight, rows = torch.zeros(3, 2), torch.tensor([0, 1])
     with pytest.raises(ValueError, match="expected grad to be"):
-        ops.rowwise_adagrad_(weight, torch.zeros(3), rows, torch.ones(2, 3), 0.1, 0.0, 0.0, False)
+        ops.rowwise_adagrad_(weight, torch.zeros(3), rows, torch.ones(2, 3), 0.1, 0.0, 0.0, False, 1.0)
     with pytest.raises(ValueError, match="expected sum to be"):
-        ops.rowwise_adagrad_(weight, torch.zeros(2), rows, torch.ones(2, 2), 0.1, 0.0, 0.0, False)
+        ops.rowwise_adagrad_(weight, torch.zeros(2), rows, torch.ones(2, 2), 0.1, 0.0, 0.0, False, 1.0)
     with pytest.raises(ValueError, match="expected ids to be"):
         ops.sum_by_row(torch.tensor([-1]), torch.ones(1, 2))
     with pytest.raises(ValueError, match="expected source to be"):
@@ -314,9 +314,9 @@ def test_opcheck() -> None:
     torch.library.opcheck(
         ops.lazy_adam_.default, (weight, *state, rows, grad, 0.1, 0.9, 0.999, 1e-8, 0.0, False, False, 1.0)
     )
-    torch.library.opcheck(ops.rowwise_adagrad_.default, (weight, torch.rand(5), rows, grad, 0.1, 1e-8, 0.0, False))
+    torch.library.opcheck(ops.rowwise_adagrad_.default, (weight, torch.rand(5), rows, grad, 0.1, 1e-8, 0.0, False, 1.0))
     for buffer in (None, state[0]):
-        arguments = (weight, buffer, rows, grad, 0.1, 0.9, 0.0, False, 0.0, False)
+        arguments = (weight, buffer, rows, grad, 0.1, 0.9, 0.0, False, 0.0, False, 1.0)
         torch.library.opcheck(ops.row_sgd_.default, arguments)
     torch.library.opcheck(ops.sum_by_row.default, (torch.tensor([3, 1, 3]), torch.randn(3, 2)))
     arguments = (torch.tensor([3, 1, 3]), torch.randn(2, 2), torch.tensor([0, 1, 1]), torch.rand(3))

@@ -139,6 +139,10 @@ def _(rows: torch.Tensor, values: torch.Tensor, num_rows: int) -> torch.Tensor:
 def _(*args: object) -> None: ...
 
 
+@torch.library.register_fake("torch_slide::rowwise_adam_")
+def _(*args: object) -> None: ...
+
+
 @torch.library.register_fake("torch_slide::rowwise_adagrad_")
 def _(*args: object) -> None: ...
 

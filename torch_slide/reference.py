@@ -135,7 +135,10 @@ def lazy_adam_(
     maximize: bool,
     step: int,
 ) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1) or AdamW on the given rows, one at a time."""
+    """Adam (Kingma & Ba 2015, algorithm 1) or AdamW on the given rows, one at a time.
+
+    ``exp_avg_sq`` is shaped like the weight, or [N] for one second moment a row, of its mean squared gradient.
+    """
     for row, g in zip(rows.tolist(), grad, strict=True):
         w, m, v = weight[row], exp_avg[row], exp_avg_sq[row]
         g = -g if maximize else g
@@ -144,7 +147,8 @@ def lazy_adam_(
         else:
             g = g + weight_decay * w
         m[...] = betas[0] * m + (1 - betas[0]) * g
-        v[...] = betas[1] * v + (1 - betas[1]) * g * g
+        square = g * g if v.shape == w.shape else (g * g).mean()
+        v[...] = betas[1] * v + (1 - betas[1]) * square
         w -= lr * (m / (1 - betas[0] ** step)) / ((v / (1 - betas[1] ** step)).sqrt() + eps)
 
 

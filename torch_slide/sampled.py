@@ -6,6 +6,8 @@ backward pass is two products with it.
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -132,6 +134,14 @@ class Terms:
     pos_weight: Tensor | None = None
 
 
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 products; without, torch's take three times as long."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 @dataclass(frozen=True)
 class Product:
     """How the logits of the candidates are computed.
@@ -148,9 +158,14 @@ class Product:
     sparse_grad: bool = False
     bce: bool = False
 
-    def dtype(self, hidden: Tensor, weight: Tensor) -> torch.dtype:
-        """The dtype of the matrix products."""
+    def result_dtype(self, hidden: Tensor, weight: Tensor) -> torch.dtype:
+        """The dtype of the logits, as nn.Linear's."""
         return self.compute_dtype or torch.promote_types(hidden.dtype, weight.dtype)
+
+    def dtype(self, hidden: Tensor, weight: Tensor) -> torch.dtype:
+        """The dtype of the matrix products: float32 for bfloat16 on processors that only emulate it."""
+        dtype = self.result_dtype(hidden, weight)
+        return torch.float32 if dtype == torch.bfloat16 and not multiplies_bfloat16() else dtype
 
 
 def loss_forward(
@@ -241,7 +256,7 @@ class _SampledActivations(torch.autograd.Function):
         values, gathered = _gathered_product(hidden, weight, bias, ids, offsets, columns, candidates.shared, dtype)
         ctx.save_for_backward(hidden, weight, bias, ids, offsets, columns, *_tensors(gathered))
         ctx.product, ctx.dtype = product, dtype
-        return values
+        return values.to(product.result_dtype(hidden, weight))
 
     @staticmethod
     @once_differentiable

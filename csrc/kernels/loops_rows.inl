@@ -103,6 +103,71 @@ void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float*
   copy_floats(w + whole, rest_w, d - whole);
 }
 
+void rowwise_adam(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t d) {
+  const size_t whole = d - d % 16;
+  float rest_w[16] = {}, rest_m[16] = {}, rest_g[16] = {};
+  copy_floats(rest_w, w + whole, d - whole);
+  copy_floats(rest_m, exp_avg + whole, d - whole);
+  copy_floats(rest_g, grad + whole, d - whole);
+  F32x16 squares = broadcast(0.0f);
+  for (size_t i = 0; i < whole; i += 16) {
+    const F32x16 g = effective_grad(s, load(w + i), grad + i);
+    squares = fma(g, g, squares);
+  }
+  const F32x16 last = effective_grad(s, load(rest_w), rest_g);
+  squares = fma(last, last, squares);
+  const float mean = reduce_add(squares) / static_cast<float>(d);
+  *exp_avg_sq = __builtin_fmaf(s.one_minus_beta2, mean, s.beta2 * *exp_avg_sq);
+  const float denominator = __builtin_fmaf(__builtin_sqrtf(*exp_avg_sq), s.inv_root_correction2, s.eps);
+  const F32x16 step = broadcast(-s.step_size / denominator), keep = broadcast(s.keep);
+  const auto update = [&](float* weight, float* moment, const float* gradient) {
+    const F32x16 before = load(weight);
+    const F32x16 g = effective_grad(s, before, gradient);
+    const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(moment)));
+    store(moment, m);
+    store(weight, fma(step, m, mul(keep, before)));
+  };
+  for (size_t i = 0; i < whole; i += 16) update(w + i, exp_avg + i, grad + i);
+  if (whole == d) return;
+  update(rest_w, rest_m, rest_g);
+  copy_floats(w + whole, rest_w, d - whole);
+  copy_floats(exp_avg + whole, rest_m, d - whole);
+}
+
+void widen(const uint16_t* x, float* out, size_t n) {
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) store(out + i, load(x + i));
+  if (i < n) store_rest(out + i, load_rest(x + i, n - i, uint16_t{0}), n - i);
+}
+
+// Sixteen counters to random bits: xor-shift and multiplication in turn, as in MurmurHash3's last steps, with the
+// constants that Wellons found by search (lowbias32, public domain). The key is mixed in between, so that neighbouring
+// keys share no sequence.
+inline U32x16 random_bits(uint32_t key, uint32_t first) {
+  U32x16 x = mul(counting_from(first), 0x9e3779b9u);
+  x = add(exclusive_or(x, shifted_right(x, 16)), broadcast_bits(key));
+  x = mul(exclusive_or(x, shifted_right(x, 16)), 0x7feb352du);
+  x = mul(exclusive_or(x, shifted_right(x, 15)), 0x846ca68bu);
+  return exclusive_or(x, shifted_right(x, 16));
+}
+
+// Adding a number below 2^16 to the bits carries into the upper half as often as the lower half is large.
+inline U32x16 rounded_up_at_random(F32x16 x, uint32_t key, uint32_t first) {
+  const uint32_t numbers = greater(x, broadcast(-kInfinity)) | greater(broadcast(kInfinity), x);
+  const F32x16 quiet = select(numbers, x, broadcast(__builtin_nanf("")));  // a carry would make another NaN a number
+  return add(bits_of(quiet), shifted_right(random_bits(key, first), 16));
+}
+
+void round_stochastically(const float* x, uint16_t* out, size_t n, uint32_t key, uint32_t first) {
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    store_upper_half(out + i, rounded_up_at_random(load(x + i), key, first + static_cast<uint32_t>(i)));
+  if (i == n) return;
+  uint16_t rest[16];
+  store_upper_half(rest, rounded_up_at_random(load_rest(x + i, n - i, 0.0f), key, first + static_cast<uint32_t>(i)));
+  for (size_t j = i; j < n; ++j) out[j] = rest[j - i];
+}
+
 // The entries of one row of a sum: few as a rule, so that the sum stays in registers and every value is read once.
 struct Entries {
   const float* values;

@@ -50,11 +50,40 @@ inline __m256 lanes_of(uint32_t mask) {
 inline F32x16 select(uint32_t mask, F32x16 yes, F32x16 no) {
   return {_mm256_blendv_ps(no.lo, yes.lo, lanes_of(mask & 0xff)), _mm256_blendv_ps(no.hi, yes.hi, lanes_of(mask >> 8))};
 }
-inline __m256 widen(const uint16_t* p) {
+inline __m256 load_half(const uint16_t* p) {
   const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-inline F32x16 load(const uint16_t* p) { return {widen(p), widen(p + 8)}; }
+inline F32x16 load(const uint16_t* p) { return {load_half(p), load_half(p + 8)}; }
+
+struct U32x16 {
+  __m256i lo, hi;
+};
+inline U32x16 bits_of(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+inline U32x16 add(U32x16 a, U32x16 b) { return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)}; }
+inline U32x16 broadcast_bits(uint32_t x) {
+  const __m256i v = _mm256_set1_epi32(static_cast<int>(x));
+  return {v, v};
+}
+inline U32x16 counting_from(uint32_t first) {
+  const __m256i start = _mm256_set1_epi32(static_cast<int>(first));
+  return add(U32x16{start, start},
+             {_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)});
+}
+inline U32x16 mul(U32x16 a, uint32_t b) {
+  const __m256i factor = _mm256_set1_epi32(static_cast<int>(b));
+  return {_mm256_mullo_epi32(a.lo, factor), _mm256_mullo_epi32(a.hi, factor)};
+}
+inline U32x16 exclusive_or(U32x16 a, U32x16 b) { return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)}; }
+inline U32x16 shifted_right(U32x16 a, int by) {
+  const __m128i count = _mm_cvtsi32_si128(by);
+  return {_mm256_srl_epi32(a.lo, count), _mm256_srl_epi32(a.hi, count)};
+}
+inline void store_upper_half(uint16_t* p, U32x16 a) {
+  // packus works on halves of 128 bits: put their quarters back in order.
+  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(a.lo, 16), _mm256_srli_epi32(a.hi, 16));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
 
 inline float reduce_add(F32x16 a) {
   const __m256 half = _mm256_add_ps(a.lo, a.hi);

@@ -35,6 +35,23 @@ inline F32x16 load(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
 }
 
+struct U32x16 {
+  __m512i v;
+};
+inline U32x16 bits_of(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
+inline U32x16 broadcast_bits(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+inline U32x16 counting_from(uint32_t first) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return {_mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)), lane)};
+}
+inline U32x16 add(U32x16 a, U32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline U32x16 mul(U32x16 a, uint32_t b) { return {_mm512_mullo_epi32(a.v, _mm512_set1_epi32(static_cast<int>(b)))}; }
+inline U32x16 exclusive_or(U32x16 a, U32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline U32x16 shifted_right(U32x16 a, int by) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(by))}; }
+inline void store_upper_half(uint16_t* p, U32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(a.v, 16)));
+}
+
 inline float reduce_add(F32x16 a) {
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));

@@ -104,6 +104,46 @@ inline F32x16 load(const uint16_t* p) {
   }
   return r;
 }
+
+struct U32x16 {
+  uint32_t lane[16];
+};
+inline U32x16 bits_of(const F32x16& a) {
+  U32x16 r;
+  std::memcpy(r.lane, a.lane, sizeof r.lane);
+  return r;
+}
+inline U32x16 broadcast_bits(uint32_t x) {
+  U32x16 r;
+  TS_LANES r.lane[i] = x;
+  return r;
+}
+inline U32x16 counting_from(uint32_t first) {
+  U32x16 r;
+  TS_LANES r.lane[i] = first + static_cast<uint32_t>(i);
+  return r;
+}
+inline U32x16 add(const U32x16& a, const U32x16& b) {
+  U32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+inline U32x16 mul(const U32x16& a, uint32_t b) {
+  U32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] * b;
+  return r;
+}
+inline U32x16 exclusive_or(const U32x16& a, const U32x16& b) {
+  U32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] ^ b.lane[i];
+  return r;
+}
+inline U32x16 shifted_right(const U32x16& a, int by) {
+  U32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] >> by;
+  return r;
+}
+inline void store_upper_half(uint16_t* p, const U32x16& a) { TS_LANES p[i] = static_cast<uint16_t>(a.lane[i] >> 16); }
 #undef TS_LANES
 
 // The fixed reduction tree shared by every ISA: lanes 8 apart, then 4, 2, 1.

@@ -21,6 +21,11 @@ class RowOptimizer(torch.optim.Optimizer):
     rule: Rule
 
     @staticmethod
+    def _rowwise_state(group: dict[str, Any]) -> str | None:
+        """The entry of a parameter's state, if there is one, that has a number a row and stays in float32."""
+        return None
+
+    @staticmethod
     def _check_options(name: str, group: dict[str, Any]) -> None:
         """Raises ValueError for an option out of range."""
         raise NotImplementedError
@@ -53,6 +58,12 @@ class RowOptimizer(torch.optim.Optimizer):
         for group in state_dict["param_groups"]:
             self._check_options(type(self).__name__, {**self.defaults, **group})
         super().load_state_dict(state_dict)
+        # torch has cast everything to the parameters' dtype.
+        for group, saved_group in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            name = self._rowwise_state(group)
+            for param, number in zip(group["params"], saved_group["params"], strict=True):
+                if name in (saved := state_dict["state"].get(number, {})):
+                    self.state[param][name] = saved[name].to(param.device, copy=True)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -1,8 +1,12 @@
 """The update rules: each takes ``(param, grad, state, group)`` with the names of torch.optim in state and group.
 
 They serve our own optimisers and, through ``attach``, torch's. A dense gradient takes torch's own rule. A row-sparse
-one takes the fused op if everything is float32 and contiguous on the CPU; otherwise the rows are gathered, take the
-dense rule, and are put back. Either way no other row of the parameter or of its state is read or written.
+one takes the fused op if everything is contiguous on the CPU, and float32 or bfloat16; otherwise the rows are gathered,
+take the dense rule, and are put back. Either way no other row of the parameter or of its state is read or written.
+
+In bfloat16 the fused ops round at random, up or down with probabilities that make the result right on average, since an
+update is as a rule smaller than the distance of two numbers (Gupta et al., ICML 2015). So a dense gradient of a
+bfloat16 parameter takes them too, as one of every row.
 """
 
 from __future__ import annotations
@@ -55,18 +59,40 @@ def lazy_zeros(shape: torch.Size, like: Tensor) -> Tensor:
     return torch.from_numpy(memory[start : start + num_bytes]).view(like.dtype).view(shape)
 
 
-def _fusable(values: Tensor, *written: Tensor) -> bool:
-    tensors = (values, *written)
-    return all(t.dtype == torch.float32 and t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+def _fusable(values: Tensor, *written: Tensor, rowwise: Tensor | None = None) -> bool:
+    """Whether the fused ops take these: one dtype of all elements, float32 for a number a row."""
+    tensors = (values, *written) if rowwise is None else (values, *written, rowwise)
+    return (
+        values.dtype in (torch.float32, torch.bfloat16)
+        and all(t.dtype == values.dtype for t in written)
+        and (rowwise is None or rowwise.dtype == torch.float32)
+        and all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+    )
+
+
+def _rounds_at_random(param: Tensor) -> bool:
+    return param.dtype == torch.bfloat16 and param.device.type == "cpu" and param.is_contiguous()
+
+
+def _rows_of(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``rows_and_values``, and every row of a dense gradient."""
+    if grad.is_sparse:
+        return rows_and_values(grad)
+    values = grad.contiguous() if grad.dim() else grad.reshape(1)
+    return torch.arange(len(values)), values
 
 
 @contextmanager
 def _rows_written(param: Tensor, rows: Tensor, *states: Tensor) -> Iterator[None]:
-    """Around an op that writes to these rows: autograd and the dirty-row registry learn of it."""
+    """Around an op that writes to these rows: autograd and the dirty-row registry learn of it.
+
+    The registry takes a change that nobody marked for one of every row, which is what all rows are.
+    """
     before = dirty.identity(param)
     yield
     torch.autograd.graph.increment_version((param, *states))
-    dirty.mark(param, rows, before)
+    if not param.dim() or len(rows) < len(param):
+        dirty.mark(param, rows, before)
 
 
 @contextmanager
@@ -84,17 +110,26 @@ def _new_step() -> Tensor:
     return torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
 
 
-def _adam_state(param: Tensor, state: State) -> None:
+def _adam_state(param: Tensor, state: State, rowwise: bool = False) -> None:
     if not state:
         state["step"] = _new_step()
         state["exp_avg"] = lazy_zeros(param.shape, param)
-        state["exp_avg_sq"] = lazy_zeros(param.shape, param)
+        if rowwise:
+            state["exp_avg_sq"] = lazy_zeros(param.shape[:1], _one_a_row(param))
+        else:
+            state["exp_avg_sq"] = lazy_zeros(param.shape, param)
+
+
+def _one_a_row(param: Tensor) -> Tensor:
+    """An empty tensor like one that has a number for each row of the parameter: in float32 at least."""
+    return param.new_empty(0, dtype=torch.promote_types(param.dtype, torch.float32))
 
 
 def adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
     """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient."""
-    _adam_state(param, state)
-    if not grad.is_sparse:
+    rowwise = group.get("rowwise", False)
+    _adam_state(param, state, rowwise)
+    if not (grad.is_sparse or rowwise or _rounds_at_random(param)):
         _dense_adam(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group)
         return
     state["step"] += 1
@@ -113,12 +148,14 @@ def sparse_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> Non
 
 
 def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: float, eps: float) -> None:
-    rows, values = rows_and_values(grad)
+    rows, values = _rows_of(grad)
     m, v = state["exp_avg"], state["exp_avg_sq"]
+    rowwise = group.get("rowwise", False)
     beta1, beta2 = map(float, group["betas"])
     with _rows_written(param, rows, m, v):
-        if _fusable(values, param, m, v):
-            ops.lazy_adam_(
+        if _fusable(values, param, m, rowwise=v) if rowwise else _fusable(values, param, m, v):
+            update = ops.rowwise_adam_ if rowwise else ops.lazy_adam_
+            update(
                 param,
                 m,
                 v,
@@ -134,9 +171,38 @@ def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
                 step,
             )
         else:
+            dense = _dense_rowwise_adam if rowwise else _dense_adam
             with _gathered(rows, param, m, v) as (p, row_m, row_v):
-                counter = torch.tensor(step - 1)
-                _dense_adam(p, values.to(p.dtype), row_m, row_v, counter, {**group, "eps": eps})
+                dense(p, values.to(p.dtype), row_m, row_v, torch.tensor(step - 1), {**group, "eps": eps})
+
+
+def _dense_rowwise_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:
+    beta1, beta2 = map(float, group["betas"])
+    lr, count = float(group["lr"]), float(step) + 1
+    grad, decay = _signed_grad(param, grad, group)
+    param.mul_(1 - lr * decay)
+    m.lerp_(grad, 1 - beta1)
+    v.lerp_(_mean_squares(grad), 1 - beta2)
+    root = (v / (1 - beta2**count)).sqrt_().add_(group["eps"])
+    param.addcdiv_(m, _beside(root, param), value=-lr / (1 - beta1**count))
+
+
+def _signed_grad(param: Tensor, grad: Tensor, group: Group) -> tuple[Tensor, float]:
+    """The gradient to descend along, with the coupled weight decay; and the decoupled one."""
+    grad, decay = -grad if group["maximize"] else grad, float(group["weight_decay"])
+    if group.get("decoupled_weight_decay", False):
+        return grad, decay
+    return grad.add(param, alpha=decay) if decay != 0 else grad, 0.0
+
+
+def _mean_squares(grad: Tensor) -> Tensor:
+    squares = grad.square()
+    return squares if squares.dim() <= 1 else squares.flatten(1).mean(1)
+
+
+def _beside(of_rows: Tensor, param: Tensor) -> Tensor:
+    """A number a row, shaped to be broadcast over the parameter's elements."""
+    return of_rows.view(-1, *[1] * (param.dim() - 1)) if param.dim() > 1 else of_rows
 
 
 def _dense_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:
@@ -176,10 +242,15 @@ def sgd_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
             buffer = buffer.to_dense()  # what torch.optim.SGD keeps after sparse gradients
         state["momentum_buffer"] = buffer
     options = {**group, "dampening": dampening}
-    if not grad.is_sparse:
+    rounds = _rounds_at_random(param)
+    if not (grad.is_sparse or rounds):
         _dense_sgd(param, grad, buffer, options)
         return
-    rows, values = rows_and_values(grad)
+    step = 1.0
+    if rounds:  # what is random about it has to differ from step to step
+        state["step"] = state.get("step", _new_step()) + 1
+        step = float(state["step"])
+    rows, values = _rows_of(grad)
     states = () if buffer is None else (buffer,)
     with _rows_written(param, rows, *states):
         if _fusable(values, param, *states):
@@ -194,6 +265,7 @@ def sgd_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
                 group["nesterov"],
                 float(group["weight_decay"]),
                 group["maximize"],
+                step,
             )
         else:
             with _gathered(rows, param, *states) as (p, *row_states):
@@ -220,27 +292,28 @@ def _decayed_lr(group: Group, step: float) -> float:
     return float(group["lr"]) / (1 + (step - 1) * group["lr_decay"])
 
 
-def _adagrad_state(param: Tensor, shape: torch.Size, state: State, group: Group) -> None:
+def _adagrad_state(like: Tensor, shape: torch.Size, state: State, group: Group) -> None:
     if not state:
         state["step"] = _new_step()
-        state["sum"] = lazy_zeros(shape, param)
+        state["sum"] = lazy_zeros(shape, like)
         if group["initial_accumulator_value"] != 0:
             state["sum"].fill_(group["initial_accumulator_value"])
 
 
 def rowwise_adagrad_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
     """Adagrad with one accumulator a row: the sum over time of the row's mean squared gradient."""
-    _adagrad_state(param, param.shape[:1], state, group)
+    _adagrad_state(_one_a_row(param), param.shape[:1], state, group)
     state["step"] += 1
-    lr, total = _decayed_lr(group, float(state["step"])), state["sum"]
-    if not grad.is_sparse:
+    step, total = float(state["step"]), state["sum"]
+    lr = _decayed_lr(group, step)
+    if not (grad.is_sparse or _rounds_at_random(param)):
         _dense_rowwise_adagrad(param, grad, total, lr, group)
         return
-    rows, values = rows_and_values(grad)
+    rows, values = _rows_of(grad)
     with _rows_written(param, rows, total):
-        if _fusable(values, param, total):
+        if _fusable(values, param, rowwise=total):
             ops.rowwise_adagrad_(
-                param, total, rows, values, lr, group["eps"], float(group["weight_decay"]), group["maximize"]
+                param, total, rows, values, lr, group["eps"], float(group["weight_decay"]), group["maximize"], step
             )
         else:
             with _gathered(rows, param, total) as (p, row_total):
@@ -248,14 +321,10 @@ def rowwise_adagrad_(param: Tensor, grad: Tensor, state: State, group: Group) ->
 
 
 def _dense_rowwise_adagrad(param: Tensor, grad: Tensor, total: Tensor, lr: float, group: Group) -> None:
-    if group["maximize"]:
-        grad = -grad
-    if group["weight_decay"] != 0:
-        grad = grad.add(param, alpha=group["weight_decay"])
-    squares = grad.square()
-    total.add_(squares if squares.dim() <= 1 else squares.flatten(1).mean(1))
+    grad, _ = _signed_grad(param, grad, group)
+    total.add_(_mean_squares(grad))
     root = total.sqrt().add_(group["eps"])
-    param.addcdiv_(grad, root.view(-1, *[1] * (param.dim() - 1)) if param.dim() > 1 else root, value=-lr)
+    param.addcdiv_(grad, _beside(root, param), value=-lr)
 
 
 def adagrad_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:

@@ -17,7 +17,9 @@ class RowSGD(RowOptimizer):
     The momentum of a row that is not in the gradient rests: it neither decays nor moves the row. A row in every
     gradient moves exactly as under torch.optim.SGD, except for rounding. Dense gradients take torch's own rule.
 
-    State: ``momentum_buffer`` if there is momentum, as torch.optim.SGD's.
+    bfloat16 parameters are rounded at random, as LazyAdam's.
+
+    State: ``momentum_buffer`` if there is momentum, as torch.optim.SGD's; ``step`` of bfloat16 parameters.
 
     Args:
         params: parameters, named parameters or dicts of groups.

@@ -19,6 +19,8 @@ class RowwiseAdagrad(RowOptimizer):
     about a third of Adam's bytes. Rows that are not in a row-sparse gradient are not read or written. With one element
     a row (biases) it is torch.optim.Adagrad. Dense gradients update every row by the same rule.
 
+    bfloat16 parameters are rounded at random, as LazyAdam's; the accumulators are float32.
+
     State: ``step``, and ``sum`` of shape [N].
 
     Args:
@@ -56,6 +58,10 @@ class RowwiseAdagrad(RowOptimizer):
             "maximize": maximize,
         }
         super().__init__(params, defaults)
+
+    @staticmethod
+    def _rowwise_state(group: dict[str, Any]) -> str | None:
+        return "sum"
 
     @staticmethod
     def _check_options(name: str, group: dict[str, Any]) -> None:
