@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch_slide.sparse import row_sparse
 
 # The rows of shared candidates; or who uses which row, where every sample has candidates of its own.
 Gathered: TypeAlias = Tensor | functional.Uses
+_T = TypeVar("_T")
 
 
 def _tensors(gathered: Gathered) -> tuple[Tensor, ...]:
@@ -42,6 +43,20 @@ def _row_gradient(ids: Tensor, rows: Tensor, like: Tensor, sparse: bool, columns
     return functional.rows_to_dense(ids, rows, len(like))
 
 
+def _as_stated(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Products are computed in the dtype that the function chose, also inside autocast."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> _T:
+        if not torch.is_autocast_enabled("cpu"):
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_as_stated
 def _gathered_product(
     hidden: Tensor,
     weight: Tensor,
@@ -64,6 +79,7 @@ def _gathered_product(
     return torch.addmm(bias.index_select(0, ids).to(product_dtype), x, rows.t()), rows
 
 
+@_as_stated
 def _product_backward(
     grad_logits: Tensor,
     per_sample: Tensor | None,
