@@ -5,6 +5,8 @@ Sums of embeddings go to the output layer as they are, as in fastText (Joulin et
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -127,7 +129,13 @@ def dense_cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Ten
     return F.linear_cross_entropy(hidden, head.weight, targets, linear_bias=head.bias, options=_CHUNKED)
 
 
-def dense_multilabel_cross_entropy(hidden: Tensor, head: nn.Linear, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+def dense_multilabel_cross_entropy(
+    hidden: Tensor,
+    head: nn.Linear,
+    label_ids: Tensor,
+    label_offsets: Tensor,
+    cross_entropy: Callable[[Tensor, nn.Linear, Tensor], Tensor] = dense_cross_entropy,
+) -> Tensor:
     """Mean over the batch of logsumexp(logits) - mean logit of the labels, for nn.Linear's logits.
 
     Args:
@@ -135,11 +143,12 @@ def dense_multilabel_cross_entropy(hidden: Tensor, head: nn.Linear, label_ids: T
         head: the output layer.
         label_ids: labels of all points, int64 [labels]; every point has one at least.
         label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
+        cross_entropy: from (hidden, head, class indices) to the mean loss of single labels.
     """
     counts, first = label_offsets.diff(), label_offsets[:-1]
     point = row_of(label_offsets, len(label_ids))
     label_logits = (hidden[point] * F.embedding(label_ids, head.weight)).sum(1) + head.bias[label_ids]
     first_logits = label_logits[first]
     mean_logits = torch.zeros_like(first_logits).index_add(0, point, label_logits / counts[point])
-    to_first = dense_cross_entropy(hidden, head, label_ids[first])
+    to_first = cross_entropy(hidden, head, label_ids[first])
     return to_first + (first_logits - mean_logits).mean()
