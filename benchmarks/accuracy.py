@@ -1,19 +1,23 @@
-"""Test accuracy after every epoch of one run: a method, a learning rate, a seed.
+"""Test accuracy after every epoch, or part of one, of one run: a method, a learning rate, a seed.
 
     python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3 --out benchmarks/results/accuracy
 
-The result is one JSON file per run. After every epoch a checkpoint (model, optimisers and the results so far, in one
-file that is replaced at once) is written beside it; a run that was cut short goes on from there, and one that is
-complete is left alone. Times are processor seconds of the process, so that a run that was paused or shared the machine
-still says what it cost.
+The result is one JSON file per run. After every measurement a checkpoint (model, optimisers and the results so far, in
+one file that is replaced at once) is written beside it; a run that was cut short goes on from there, to the same bits,
+and one that is complete is left alone. Losses are means since the measurement before, times are processor seconds of
+the process since then, so that a run that was paused or shared the machine still says what it cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,12 @@ from torch import Tensor, nn
 import torch_slide as ts
 from torch_slide import data
 from torch_slide.targets import row_of
-from torch_slide.train import metrics, problems
+from torch_slide.train import metrics
+from torch_slide.train.problems import Problem
 
 METHODS = ("dense", "kmeans", "simhash", "uniform")
+# Options younger than the first results, which do not name them: recorded only when they are not as here.
+LATER_OPTIONS = {"no_logq": False, "evals_per_epoch": 1, "max_tokens": common.MAX_TOKENS}
 
 
 class OnDevice(nn.Module):
@@ -73,6 +80,8 @@ def run_name(arguments: argparse.Namespace) -> str:
     parts = [arguments.problem, arguments.method]
     if arguments.method != "dense":
         parts.append(f"a{arguments.num_active or 'auto'}")
+    if arguments.max_tokens != common.MAX_TOKENS:
+        parts.append(f"t{arguments.max_tokens}")
     if arguments.relu:
         parts.append("relu")
     if arguments.no_correction:
@@ -93,95 +102,152 @@ def learning_rate(progress: float, arguments: argparse.Namespace) -> float:
 
 
 def check_same_run(settings: dict[str, str], saved: dict[str, str], path: Path) -> None:
-    if settings != saved:
-        changed = {name: (saved.get(name), value) for name, value in settings.items() if saved.get(name) != value}
+    names = sorted(settings.keys() | saved.keys())
+    changed = {name: (saved.get(name), settings.get(name)) for name in names if settings.get(name) != saved.get(name)}
+    if changed:
         raise SystemExit(f"{path} holds another run: (its setting, this one) {changed}")
 
 
-def main() -> None:
+@dataclass
+class Run:
+    """What is trained, and how; its state is that of the model and the optimisers."""
+
+    arguments: argparse.Namespace
+    problem: Problem
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    loss_of: Callable[[Any, Any], Tensor]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one pass over the training rows."""
+        return math.ceil(len(self.problem.train_rows) / self.arguments.batch_size)
+
+    def train_part(self, part: int) -> Tensor:
+        """The mean loss of the given part of the run, counted in parts of an epoch from the first one."""
+        epoch, of_epoch = divmod(part, self.arguments.evals_per_epoch)
+        first, end = (self.steps_per_epoch * i // self.arguments.evals_per_epoch for i in (of_epoch, of_epoch + 1))
+        rows, batch_size = self.problem.train_rows, self.arguments.batch_size
+        order = rows[data.epoch_order(len(rows), self.arguments.seed, epoch)]
+        batches = data.batches(self.problem.train, batch_size, order, first)
+        losses = []
+        for step, batch in enumerate(itertools.islice(batches, end - first), first):
+            loss = self.loss_of(self.model, to(batch, self.arguments.device))
+            loss.backward()
+            rate = learning_rate(epoch + step * batch_size / len(rows), self.arguments)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.detach())
+        return torch.stack(losses).mean()
+
+    def measure(self) -> dict[str, Any]:
+        """Exact metrics over the whole test set."""
+        problem, model = self.problem, OnDevice(self.model, self.arguments.device)
+        return metrics.evaluate(model, problem.test, problem.test_rows, problem.num_outputs, problem.metrics)
+
+    def save(self, path: Path, result: dict[str, Any]) -> None:
+        """Writes the checkpoint, with the results so far."""
+        state = {
+            "result": json.dumps(result),
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def restore(self, path: Path, settings: dict[str, str]) -> dict[str, Any]:
+        """Goes on from a checkpoint; returns the results up to it."""
+        state = torch.load(path, weights_only=True, map_location=self.arguments.device)
+        result = json.loads(state["result"])
+        check_same_run(settings, result["arguments"], path)
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        return result
+
+
+def start(arguments: argparse.Namespace) -> Run:
+    """A run at its beginning."""
+    problem = common.open_problem(arguments.problem, arguments.max_tokens)
+    torch.manual_seed(arguments.seed)
+    head = make_head(arguments.method, arguments.hidden, problem.num_outputs, arguments)
+    model = problem.network(problem.num_inputs, head, relu=arguments.relu).to(arguments.device)
+    if arguments.method != "dense":
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)
+        return Run(arguments, problem, model, [optimizer], problem.loss)
+    inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
+    optimizers = [
+        torch.optim.Adam(head.parameters(), lr=arguments.lr, fused=True), ts.optim.LazyAdam(inputs, lr=arguments.lr)
+    ]  # fmt: skip
+    return Run(arguments, problem, model, optimizers, exact_loss if arguments.device != "cpu" else problem.dense_loss)
+
+
+def parser() -> argparse.ArgumentParser:
     options = common.parser(__doc__.splitlines()[0])
-    options.add_argument("--problem", default="web-links")
+    options.add_argument("--problem", default="web-links", help="folder of the data")
+    options.add_argument("--max-tokens", type=int, default=common.MAX_TOKENS, help="of a text: words to learn from")
     options.add_argument("--method", choices=METHODS, required=True)
     options.add_argument("--lr", type=float, required=True)
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--decay", type=int, default=0, help="last epochs, over which lr falls linearly to nothing")
+    options.add_argument("--evals-per-epoch", type=int, default=1, help="measurements and checkpoints an epoch")
     options.add_argument("--hidden", type=int, default=128)
-    options.add_argument("--relu", action="store_true", help="a ReLU after the sum of embeddings")
+    options.add_argument("--relu", action="store_true", help="a ReLU in front of the output layer")
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     options.add_argument("--no-correction", action="store_true")
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
-    arguments = options.parse_args()
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
     machine = common.header(arguments.threads)
     if arguments.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name()
-
     name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    settings = common.settings(arguments, "threads", "epochs", *([] if arguments.no_logq else ["no_logq"]))
+    unrecorded = [option for option, default in LATER_OPTIONS.items() if getattr(arguments, option) == default]
+    settings = common.settings(arguments, "threads", "epochs", *unrecorded)
+    parts = arguments.epochs * arguments.evals_per_epoch
     if result_path.exists() and not state_path.exists():
         finished = json.loads(result_path.read_text())
         check_same_run(settings, finished["arguments"], result_path)
-        if len(finished["epochs"]) >= arguments.epochs:
+        if len(finished["epochs"]) >= parts:
             print(f"{result_path} is complete")
             return
 
-    folder = data.find_data(arguments.problem)
-    problem = problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
-    torch.manual_seed(arguments.seed)
-    head = make_head(arguments.method, arguments.hidden, problem.num_outputs, arguments)
-    model = problem.network(problem.num_inputs, head, relu=arguments.relu).to(arguments.device)
-    inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
-    if arguments.method == "dense":
-        optimizers = [
-            torch.optim.Adam(head.parameters(), lr=arguments.lr, fused=True), ts.optim.LazyAdam(inputs, lr=arguments.lr)
-        ]  # fmt: skip
-        loss_of = exact_loss if arguments.device != "cpu" else problem.dense_loss
-    else:
-        optimizers = [ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)]
-        loss_of = problem.loss
-
+    run = start(arguments)
+    if not 1 <= arguments.evals_per_epoch <= run.steps_per_epoch:
+        raise SystemExit(
+            f"--evals-per-epoch: expected 1 to {run.steps_per_epoch}, the steps of an epoch, "
+            f"got {arguments.evals_per_epoch}"
+        )
     result: dict[str, Any] = {"machine": machine, "arguments": settings, "epochs": []}
     if state_path.exists():
-        state = torch.load(state_path, weights_only=True, map_location=arguments.device)
-        result = json.loads(state["result"])
-        check_same_run(settings, result["arguments"], state_path)
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-
-    for epoch in range(len(result["epochs"]), arguments.epochs):
-        started, losses = time.process_time(), []
-        for rows in data.epoch_order(len(problem.train_rows), arguments.seed, epoch).split(arguments.batch_size):
-            loss = loss_of(model, to(problem.train.batch(problem.train_rows[rows]), arguments.device))
-            loss.backward()
-            progress = epoch + len(losses) * arguments.batch_size / len(problem.train_rows)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(progress, arguments)
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.detach())
+        result = run.restore(state_path, settings)
+    for part in range(len(result["epochs"]), parts):
+        started = time.process_time()
+        loss = run.train_part(part)
         seconds = time.process_time() - started
-        measured = {"epoch": epoch + 1, "train_cpu_seconds": seconds, "train_loss": float(torch.stack(losses).mean())}
-        measured |= metrics.evaluate(
-            OnDevice(model, arguments.device), problem.test, problem.test_rows, problem.num_outputs, problem.k,
-            problem.metrics,
-        )  # fmt: skip
-        if isinstance(head, ts.SparseLSHLinear):
-            measured["stats"] = head.stats()
+        epochs = (part + 1) / arguments.evals_per_epoch
+        measured = {
+            "epoch": int(epochs) if epochs.is_integer() else epochs,
+            "train_cpu_seconds": seconds,
+            "train_loss": float(loss),
+            **run.measure(),
+        }
+        if isinstance(run.model.head, ts.SparseLSHLinear):
+            measured["stats"] = run.model.head.stats()
         result["epochs"].append(measured)
         print(name, {k: round(v, 4) for k, v in measured.items() if k != "stats"}, flush=True)
-        state = {
-            "result": json.dumps(result),
-            "model": model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-        }
-        torch.save(state, state_path.with_suffix(".tmp"))
-        os.replace(state_path.with_suffix(".tmp"), state_path)
+        run.save(state_path, result)
         result_path.write_text(json.dumps(result, indent=1) + "\n")
     state_path.unlink(missing_ok=True)
 

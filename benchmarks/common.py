@@ -14,7 +14,11 @@ from typing import Any
 
 import torch
 
+from torch_slide import data
 from torch_slide.info import info
+from torch_slide.train import problems
+
+MAX_TOKENS = 2_000_000
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -32,6 +36,17 @@ def header(threads: int) -> dict[str, Any]:
     described = {**info(), "threads": threads, "python": platform.python_version(), "pid": os.getpid()}
     print("  ".join(f"{key}={value}" for key, value in described.items()), flush=True)
     return described
+
+
+def open_problem(name: str, max_tokens: int = MAX_TOKENS) -> problems.Problem:
+    """The problem of a data folder: train.txt.xz and test.txt.xz, or one text, whose last documents are held out."""
+    folder = data.find_data(name)
+    if (folder / "train.txt.xz").exists():
+        return problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
+    texts = sorted(folder.glob("*.txt.xz"))
+    if len(texts) != 1:
+        raise FileNotFoundError(f"{folder}: expected train.txt.xz or one text (*.txt.xz), got {len(texts)} texts")
+    return problems.open_problem(texts[0], None, "text", max_tokens=max_tokens)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

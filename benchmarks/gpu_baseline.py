@@ -11,6 +11,7 @@ watts that are assumed: --help has them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import itertools
 import shutil
@@ -22,7 +23,6 @@ import common
 import gpu_heads
 import gpu_run
 import torch
-from training_step import FILES
 
 from torch_slide import data
 from torch_slide.train import problems
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options = common.parser(__doc__.splitlines()[0])
     add = options.add_argument
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="of the competitors; auto: cuda, if any")
-    add("--problem", choices=(*FILES, "planted"), default="web-links")
+    add("--problem", choices=("web-links", "citeulike-tags", "diginetica", "planted"), default="web-links")
     add("--outputs", type=int, nargs="+", default=[670_091, 3_000_000], help="of planted: one problem each")
     add("--points", type=int, default=100_000, help="of planted")
     add("--test-points", type=int, help="default: 2,000 of planted, all of the others")
@@ -113,9 +113,8 @@ def gpu_info() -> dict[str, Any]:
 def open_problems(arguments: argparse.Namespace) -> Iterator[Problem]:
     """One problem after another, so that one is in memory at a time."""
     if arguments.problem != "planted":
-        folder = data.find_data(arguments.problem)
-        files = (folder / name for name in FILES[arguments.problem])
-        yield problems.open_problem(*files, test_limit=arguments.test_points)
+        problem = common.open_problem(arguments.problem)
+        yield dataclasses.replace(problem, test_rows=problem.test_rows[: arguments.test_points])
         return
     for outputs in arguments.outputs:
         train, test = (

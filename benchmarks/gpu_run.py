@@ -171,7 +171,7 @@ def _train_epochs(problem: Problem, trainee: Trainee, training: Training, **how:
         measured = {"train_seconds": sum(training.steps[first:]), "train_loss": mean_loss(training.losses[first:])}
         with torch.device(device):
             measured |= metrics.evaluate(
-                trainee.model, problem.test, problem.test_rows, problem.num_outputs, problem.k, problem.metrics,
+                trainee.model, problem.test, problem.test_rows, problem.num_outputs, problem.metrics,
                 how["deadline"].check,
             )  # fmt: skip
         training.epochs.append(measured)

@@ -100,8 +100,14 @@ def label_of(arguments: dict[str, str]) -> str:
     return arguments["method"] + relu + active + uncorrected + logq
 
 
+def whole_epochs(run: Run) -> list[dict[str, Any]]:
+    """The measurements at the ends of epochs, of a run that may have been measured within them too."""
+    return [measured for measured in run["epochs"] if measured["epoch"] == int(measured["epoch"])]
+
+
 def accuracy(runs: list[Run]) -> str:
     """Test metrics after as many epochs as every method of the problem has, at each method's best learning rate."""
+    runs = [{**run, "epochs": whole_epochs(run)} for run in runs]
     grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         if run["epochs"]:

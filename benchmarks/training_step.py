@@ -17,15 +17,9 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide import data
-from torch_slide.train import problems
 from torch_slide.train.models import dense_cross_entropy
 from torch_slide.train.problems import Problem
 
-FILES = {
-    "web-links": ("train.txt.xz", "test.txt.xz"),
-    "citeulike-tags": ("train.txt.xz", "test.txt.xz"),
-    "diginetica": ("train.txt.xz", "test.txt.xz"),
-}
 Step = Callable[[], object]
 
 
@@ -85,7 +79,7 @@ def sparse_step(
 
 def main() -> None:
     options = common.parser(__doc__.splitlines()[0])
-    options.add_argument("--problem", choices=FILES, default="web-links")
+    options.add_argument("--problem", default="web-links", help="folder of the data")
     options.add_argument("--hidden", type=int, default=128)
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, default=None, help="default: what LSHConfig.auto says")
@@ -98,8 +92,7 @@ def main() -> None:
     machine = common.header(arguments.threads)
     torch.manual_seed(arguments.seed)
 
-    folder = data.find_data(arguments.problem)
-    problem = problems.open_problem(*(folder / name for name in FILES[arguments.problem]))
+    problem = common.open_problem(arguments.problem)
     batches = endless(problem, arguments.batch_size, arguments.seed)
     hidden, lr = arguments.hidden, arguments.lr
     auto = ts.LSHConfig.auto(hidden, problem.num_outputs)

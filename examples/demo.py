@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide.data import NextTokenBatch, NextTokens, SourceText, batches, epoch_order, load_source_text
-from torch_slide.train.metrics import evaluate
+from torch_slide.train.metrics import evaluate, highest, hit_rates
 from torch_slide.train.models import NextToken, dense_cross_entropy
 from torch_slide.train.progress import Progress, say
 
@@ -68,9 +68,10 @@ class Contender:
 def contenders(corpus: SourceText, hidden: int, batch_size: int, lr: float, seed: int) -> list[Contender]:
     """The two models of the demo: one network, one set of initial weights, two output layers."""
     torch.manual_seed(seed)
-    num_tokens, context = len(corpus.vocabulary), corpus.train.context
-    dense = NextToken(num_tokens, context, nn.Linear(hidden, num_tokens), sparse_embedding=False)
-    sparse = NextToken(num_tokens, context, nn.Linear(hidden, num_tokens), sparse_embedding=True)
+    num_tokens = len(corpus.vocabulary)
+    shape = {"context": corpus.train.context, "relu": True}
+    dense = NextToken(num_tokens, nn.Linear(hidden, num_tokens), sparse_embedding=False, **shape)
+    sparse = NextToken(num_tokens, nn.Linear(hidden, num_tokens), sparse_embedding=True, **shape)
     sparse.load_state_dict(dense.state_dict())
 
     sparse = ts.convert(sparse, targets=["head"], sparse_grad=True)  # nn.Linear becomes SparseLSHLinear
@@ -123,12 +124,11 @@ def train_slice(contender: Contender, until: float, progress: Progress) -> None:
 def measure(contender: Contender, corpus: SourceText, rows: Tensor) -> None:
     """Adds a point to the contender's curve: exact accuracy over the whole vocabulary."""
 
-    def hits(batch: NextTokenBatch, top: Tensor) -> dict[str, Tensor]:
-        hit = top == batch.targets[:, None]
-        return {"top1": hit[:, :1].any(1), "top5": hit.any(1)}
+    def hits(batch: NextTokenBatch, logits: Tensor) -> dict[str, Tensor]:
+        return hit_rates(highest(logits, 5), batch.targets, 1, 5)
 
-    scores = evaluate(contender.model, corpus.heldout, rows, len(corpus.vocabulary), 5, hits)
-    contender.curve.append((contender.seconds, scores["top1"], scores["top5"]))
+    scores = evaluate(contender.model, corpus.heldout, rows, len(corpus.vocabulary), hits)
+    contender.curve.append((contender.seconds, scores["HR@1"], scores["HR@5"]))
 
 
 def show_table(models: list[Contender], baseline: Contender, args: argparse.Namespace) -> None:

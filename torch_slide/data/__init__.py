@@ -3,8 +3,10 @@
 from torch_slide.data.batching import Dataset, batches, epoch_order
 from torch_slide.data.files import find_data
 from torch_slide.data.sessions import NextItemBatch, NextItems, Sessions, every_prefix, last_item, read_sessions
-from torch_slide.data.source_text import NextTokenBatch, NextTokens, SourceText, Vocabulary, load_source_text
+from torch_slide.data.source_text import SourceText, Vocabulary, load_source_text
 from torch_slide.data.synthetic import planted_labels
+from torch_slide.data.text import Text, read_text
+from torch_slide.data.tokens import NextTokenBatch, NextTokens
 from torch_slide.data.xc import XCBatch, XCDataset, read_xc, write_xc
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "NextTokens",
     "Sessions",
     "SourceText",
+    "Text",
     "Vocabulary",
     "XCBatch",
     "XCDataset",
@@ -26,6 +29,7 @@ __all__ = [
     "load_source_text",
     "planted_labels",
     "read_sessions",
+    "read_text",
     "read_xc",
     "write_xc",
 ]

@@ -10,11 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torch_slide.data.tokens import NextTokens, joined
 
 START: Final = 0  # Stands before the first token of a file.
 UNKNOWN: Final = 1
@@ -42,37 +44,6 @@ class Vocabulary:
     def decode(self, ids: Tensor) -> list[str]:
         """The tokens of int64 ids [n]."""
         return [self.tokens[id] for id in ids.tolist()]
-
-
-class NextTokenBatch(NamedTuple):
-    """The tokens before, and the one that follows."""
-
-    context: Tensor  # int64 [B, context]
-    targets: Tensor  # int64 [B]
-
-
-@dataclass(frozen=True)
-class NextTokens:
-    """Every word (identifier) of a text with the tokens before it.
-
-    Args:
-        tokens: int32 [n], files one after another, each led by ``context`` times START.
-        positions: int64 [samples], where the targets stand.
-        context: number of tokens before a target.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    context: int
-
-    def __len__(self) -> int:
-        return self.positions.numel()
-
-    def batch(self, rows: Tensor) -> NextTokenBatch:
-        """The samples of the given rows (int64 [B])."""
-        targets_at = self.positions[rows]
-        window = targets_at[:, None] + torch.arange(-self.context, 0)
-        return NextTokenBatch(self.tokens[window].long(), self.tokens[targets_at].long())
 
 
 @dataclass(frozen=True)
@@ -185,8 +156,7 @@ def _choose_vocabulary(tokens: list[bytes], counts: np.ndarray, min_count: int) 
 def _samples(
     files: list[np.ndarray], final_ids: np.ndarray, vocabulary: Vocabulary, context: int, unknown_is_target: bool
 ) -> NextTokens:
-    lead = np.full(context, START, np.int32)
-    tokens = torch.from_numpy(np.concatenate([part for ids in files for part in (lead, final_ids[ids])]))
+    tokens = joined([final_ids[ids] for ids in files], context, START)
     is_target = vocabulary.is_word.clone()
     is_target[UNKNOWN] = unknown_is_target
     return NextTokens(tokens, torch.nonzero(is_target[tokens.long()]).flatten(), context)

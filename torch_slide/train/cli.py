@@ -26,12 +26,17 @@ SparseLSHLinear (sparse), or with one after the other from the same initial weig
 file formats (--format), plain or compressed as .xz, .gz or .bz2:
   xc        extreme classification: first line "points features labels", then "label,label feature:value ..." a point
   sessions  next-item prediction: the item ids of a session a line; a test session's last item is to be predicted
+  text      next-word prediction from the 8 words before: runs of the letters a to z, capitals folded. Lines <doc ...>
+            and </doc> around documents are optional. Without --test the last documents of the training file, some
+            30,000 words but a tenth of it at most, are not trained on but measured on. Every word of the files is an
+            output. A file that does not begin with <doc needs --format text
 """
 
 EPILOG = """\
 examples:
   python -m torch_slide.train --train train.txt --test test.txt
   python -m torch_slide.train --train train.txt.xz --test test.txt.xz --head both --epochs 3 --json results.json
+  python -m torch_slide.train --train book.txt --format text
   python -m torch_slide.train --train train.txt --test test.txt --checkpoint run1            # stop it with Ctrl-C ...
   python -m torch_slide.train --train train.txt --test test.txt --checkpoint run1 --resume   # ... and go on
 
@@ -49,13 +54,19 @@ def parser() -> argparse.ArgumentParser:
     )
     files = p.add_argument_group("data")
     files.add_argument("--train", type=Path, required=True, metavar="FILE", help="training file")
-    files.add_argument("--test", type=Path, metavar="FILE", help="test file; without it nothing is measured")
+    files.add_argument(
+        "--test",
+        type=Path,
+        metavar="FILE",
+        help="test file; without it nothing is measured, or, of a text, what is held out of the training file",
+    )
     files.add_argument(
         "--format", choices=("auto", *FORMATS), default="auto", help="file format (default: as the file looks)"
     )
     files.add_argument(
         "--no-normalize", action="store_true", help="xc: keep feature values (default: length 1 a point)"
     )
+    files.add_argument("--max-tokens", type=_positive_int, metavar="N", help="text: learn from its first N words only")
     files.add_argument("--test-limit", type=_positive_int, metavar="N", help="measure on the first N test points only")
 
     network = p.add_argument_group("network")
@@ -115,7 +126,12 @@ def main(argv: list[str] | None = None) -> int:
             torch.set_num_threads(args.threads)
         checkpoints = _check_outputs(args, heads)
         problem = open_problem(
-            args.train, args.test, args.format, normalize=not args.no_normalize, test_limit=args.test_limit
+            args.train,
+            args.test,
+            args.format,
+            normalize=not args.no_normalize,
+            test_limit=args.test_limit,
+            max_tokens=args.max_tokens,
         )
         identities = {head: _identity(args, head, problem) for head in heads}
         states = {

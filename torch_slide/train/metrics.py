@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_slide.data.batching import Dataset, batches
 from torch_slide.data.sessions import NextItemBatch
+from torch_slide.data.tokens import NextTokenBatch
 from torch_slide.data.xc import XCBatch
 from torch_slide.targets import row_of
 
@@ -22,18 +24,9 @@ def chunk_size(num_outputs: int) -> int:
     return max(1, min(1024, _LOGITS_AT_ONCE // num_outputs))
 
 
-def ranked(
-    model: nn.Module, dataset: Dataset[BatchT], rows: Tensor, num_outputs: int, k: int
-) -> Iterator[tuple[BatchT, Tensor]]:
-    """Yields (batch, the k outputs of largest logit, int64 [B, k]) over the given rows, with the model in eval mode."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches(dataset, chunk_size(num_outputs), rows):
-                yield batch, model(batch).topk(min(k, num_outputs)).indices
-    finally:
-        model.train(was_training)
+def highest(logits: Tensor, k: int) -> Tensor:
+    """The k outputs of largest logit (or all there are), by falling logit; int64 [B, k]."""
+    return logits.topk(min(k, logits.shape[1])).indices
 
 
 def precision_at(top: Tensor, label_ids: Tensor, label_offsets: Tensor, k: int) -> Tensor:
@@ -58,16 +51,28 @@ def reciprocal_rank(top: Tensor, targets: Tensor) -> Tensor:
     return torch.where(hit.any(1), 1.0 / (hit.int().argmax(1) + 1), 0.0)
 
 
-def xc_metrics(batch: XCBatch, top: Tensor) -> dict[str, Tensor]:
-    """P@1, P@3 and P@5 of every point; ``top`` has 5 columns (or as many as there are outputs)."""
+def hit_rates(top: Tensor, targets: Tensor, *ks: int) -> dict[str, Tensor]:
+    """HR@k for every k, float32 [B]: 1 where the target is among the first k of its row of ``top``."""
+    return {f"HR@{k}": (top[:, :k] == targets[:, None]).any(1).float() for k in ks}
+
+
+def xc_metrics(batch: XCBatch, logits: Tensor) -> dict[str, Tensor]:
+    """P@1, P@3 and P@5 of every point."""
+    top = highest(logits, 5)
     return {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
 
 
-def next_item_metrics(batch: NextItemBatch, top: Tensor) -> dict[str, Tensor]:
-    """HR@1, HR@5, HR@20 and MRR@20 of every session; ``top`` has 20 columns (or as many as there are outputs)."""
-    reciprocal = reciprocal_rank(top, batch.targets)
-    hits = {f"HR@{k}": (top[:, :k] == batch.targets[:, None]).any(1).float() for k in (1, 5, 20)}
-    return {**hits, "MRR@20": reciprocal}
+def next_item_metrics(batch: NextItemBatch, logits: Tensor) -> dict[str, Tensor]:
+    """HR@1, HR@5, HR@20 and MRR@20 of every session."""
+    top = highest(logits, 20)
+    return {**hit_rates(top, batch.targets, 1, 5, 20), "MRR@20": reciprocal_rank(top, batch.targets)}
+
+
+def next_token_metrics(batch: NextTokenBatch, logits: Tensor) -> dict[str, Tensor]:
+    """P@1, P@5 (a fifth at most: one word is right), HR@5 and the cross-entropy in nats, xent, of every word."""
+    hits = hit_rates(highest(logits, 5), batch.targets, 1, 5)
+    xent = F.cross_entropy(logits, batch.targets, reduction="none")
+    return {"P@1": hits["HR@1"], "P@5": hits["HR@5"] / 5, "HR@5": hits["HR@5"], "xent": xent}
 
 
 def evaluate(
@@ -75,24 +80,29 @@ def evaluate(
     dataset: Dataset[BatchT],
     rows: Tensor,
     num_outputs: int,
-    k: int,
     metrics: Callable[[BatchT, Tensor], dict[str, Tensor]],
     after_chunk: Callable[[int], None] = lambda samples: None,
 ) -> dict[str, float]:
-    """Means of the metrics over the given rows.
+    """Means of the metrics over the given rows, with the model in eval mode.
 
     Args:
         model: network from a batch to logits [B, num_outputs].
         dataset: test data.
         rows: what to measure on, int64 [n].
         num_outputs: width of the logits.
-        k: outputs that the metrics look at.
-        metrics: from (batch, top k) to the metrics of every sample.
+        metrics: from (batch, logits) to the metrics of every sample.
         after_chunk: called with the number of samples just measured, for progress.
     """
     sums: dict[str, float] = {}
-    for batch, top in ranked(model, dataset, rows, num_outputs, k):
-        for name, values in metrics(batch, top).items():
-            sums[name] = sums.get(name, 0.0) + float(values.double().sum())
-        after_chunk(len(top))
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches(dataset, chunk_size(num_outputs), rows):
+                logits = model(batch)
+                for name, values in metrics(batch, logits).items():
+                    sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+                after_chunk(len(logits))
+    finally:
+        model.train(was_training)
     return {name: total / len(rows) for name, total in sums.items()}

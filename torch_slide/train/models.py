@@ -1,6 +1,6 @@
 """Small plain networks in front of a huge output layer: what the training program and the demo train.
 
-Sums of embeddings go to the output layer as they are, as in fastText (Joulin et al. 2017), unless a ReLU is asked for.
+What is summed goes to the output layer as it is, as in fastText (Joulin et al. 2017), unless a ReLU is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_slide.data.sessions import NextItemBatch
-from torch_slide.data.source_text import NextTokenBatch
+from torch_slide.data.tokens import NextTokenBatch
 from torch_slide.data.xc import XCBatch
 from torch_slide.targets import row_of
 
@@ -87,29 +87,40 @@ class NextItem(nn.Module):
 
 
 class NextToken(nn.Module):
-    """Embeddings of the tokens before, side by side -> Linear -> ReLU -> output layer: next-token prediction.
+    """Embeddings of the tokens before, side by side -> Linear -> output layer: next-token prediction.
 
-    (Bengio et al. 2003, "A neural probabilistic language model".)
+    (Mnih and Hinton 2007, the log-bilinear model; with the ReLU much like Bengio et al. 2003, "A neural probabilistic
+    language model".)
 
     Args:
-        num_tokens: size of the vocabulary.
-        context: number of tokens before the target.
+        num_tokens: tokens of the context are in [0, num_tokens).
         head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
-        embedding_dim: width of a token's embedding.
         sparse_embedding: row-sparse gradients for the embedding, for optimisers that take them.
+        context: number of tokens before the target.
+        embedding_dim: width of a token's embedding.
+        relu: hidden units are not negative, as in SLIDE's network.
     """
 
     def __init__(
-        self, num_tokens: int, context: int, head: nn.Linear, embedding_dim: int = 32, sparse_embedding: bool = True
+        self,
+        num_tokens: int,
+        head: nn.Linear,
+        sparse_embedding: bool = True,
+        *,
+        context: int,
+        embedding_dim: int = 32,
+        relu: bool = False,
     ) -> None:
         super().__init__()
+        self.relu = relu
         self.embedding = nn.Embedding(num_tokens, embedding_dim, sparse=sparse_embedding)
         self.mix = nn.Linear(context * embedding_dim, head.in_features)
         self.head = head
 
     def hidden(self, batch: NextTokenBatch) -> Tensor:
         """The input of the output layer, [B, hidden]."""
-        return torch.relu(self.mix(self.embedding(batch.context).flatten(1)))
+        x = self.mix(self.embedding(batch.context).flatten(1))
+        return torch.relu(x) if self.relu else x
 
     def forward(self, batch: NextTokenBatch) -> Tensor:
         """Logits, [B, tokens]."""

@@ -6,6 +6,7 @@ import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ import torch_slide as ts
 from torch_slide import data
 from torch_slide.data.files import read_blocks
 from torch_slide.train import models
-from torch_slide.train.metrics import next_item_metrics, xc_metrics
+from torch_slide.train.metrics import next_item_metrics, next_token_metrics, xc_metrics
 
-FORMATS = ("xc", "sessions")
+FORMATS = ("xc", "sessions", "text")
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,17 @@ class Problem:
     """One training problem, the same for every output layer.
 
     Args:
-        format: "xc" or "sessions".
+        format: one of ``FORMATS``.
         train: training data.
         train_rows: rows to learn from, int64 [n].
         test: test data, or None.
         test_rows: rows to measure on, int64 [m].
-        num_inputs: features or items.
+        num_inputs: features, items or words.
         num_outputs: width of the output layer.
         network: builds the network from the number of inputs and an output layer, see train.models.
         loss: from (network, batch) to the mean loss of the batch; takes any output layer.
         dense_loss: the same value for nn.Linear, as fast as torch computes it.
-        metrics: from (batch, top ``k`` outputs) to every sample's metrics.
-        k: outputs that the metrics look at.
+        metrics: from (batch, logits) to every sample's metrics.
     """
 
     format: str
@@ -51,7 +51,6 @@ class Problem:
     loss: Callable[[Any, Any], Tensor]
     dense_loss: Callable[[Any, Any], Tensor]
     metrics: Callable[[Any, Tensor], dict[str, Tensor]]
-    k: int
 
     @property
     def fingerprint(self) -> int:
@@ -67,15 +66,17 @@ def open_problem(
     *,
     normalize: bool = True,
     test_limit: int | None = None,
+    max_tokens: int | None = None,
 ) -> Problem:
     """Reads the files of a problem.
 
     Args:
         train: training file.
-        test: test file, or None.
-        format: "xc", "sessions", or "auto": as the training file looks.
+        test: test file, or None: nothing to measure on, but for a text, whose last documents are held out for it.
+        format: "xc", "sessions", "text", or "auto": as the training file looks.
         normalize: give the features of every XC point length 1.
         test_limit: measure on the first so many test points only.
+        max_tokens: learn from the first so many words of a text only; all its words are outputs none the less.
 
     Raises:
         ValueError: a file is broken, or the two don't fit together.
@@ -83,7 +84,10 @@ def open_problem(
     """
     if format == "auto":
         format = guess_format(train)
-    problem = _xc(train, test, normalize) if format == "xc" else _sessions(train, test)
+    if format == "text":
+        problem = _text(train, test, max_tokens)
+    else:
+        problem = _xc(train, test, normalize) if format == "xc" else _sessions(train, test)
     if not len(problem.train_rows):
         raise ValueError(
             f"{os.fspath(train)}: nothing to learn from in it (no point has a label, no session two items)"
@@ -94,9 +98,11 @@ def open_problem(
 
 
 def guess_format(path: str | os.PathLike[str]) -> str:
-    """The format of a file by its first lines: XC has three numbers first, then colons or commas."""
+    """The format of a file by its first lines: XC has three numbers first, then colons or commas, a text <doc>."""
     for _, block in read_blocks(path, block_bytes=1 << 16):
         head, _, rest = block.partition(b"\n")
+        if head.startswith(b"<doc"):
+            return "text"
         return "xc" if len(head.split()) == 3 and (b":" in rest or b"," in rest) else "sessions"
     raise ValueError(f"{os.fspath(path)}, line 1: the file is empty")
 
@@ -130,7 +136,6 @@ def xc_problem(train: data.XCDataset, test: data.XCDataset | None, normalize: bo
             model.hidden(batch), model.head, batch.label_ids, batch.label_offsets
         ),
         metrics=xc_metrics,
-        k=5,
     )
 
 
@@ -149,8 +154,34 @@ def _sessions(train_path: str | os.PathLike[str], test_path: str | os.PathLike[s
         num_inputs=num_items,
         num_outputs=num_items,
         network=models.NextItem,
-        loss=lambda model, batch: F.cross_entropy(model(batch), batch.targets),
-        dense_loss=lambda model, batch: models.dense_cross_entropy(model.hidden(batch), model.head, batch.targets),
+        loss=_single_label_loss,
+        dense_loss=_dense_single_label_loss,
         metrics=next_item_metrics,
-        k=20,
     )
+
+
+def _text(
+    train_path: str | os.PathLike[str], test_path: str | os.PathLike[str] | None, max_tokens: int | None
+) -> Problem:
+    text = data.read_text(train_path, test_path, max_tokens=max_tokens)
+    return Problem(
+        format="text",
+        train=text.train,
+        train_rows=torch.arange(len(text.train)),
+        test=text.heldout,
+        test_rows=torch.arange(len(text.heldout)),
+        num_inputs=len(text.words) + 1,  # One more stands before the first word of a document.
+        num_outputs=len(text.words),
+        network=partial(models.NextToken, context=text.train.context),
+        loss=_single_label_loss,
+        dense_loss=_dense_single_label_loss,
+        metrics=next_token_metrics,
+    )
+
+
+def _single_label_loss(model: Any, batch: Any) -> Tensor:
+    return F.cross_entropy(model(batch), batch.targets)
+
+
+def _dense_single_label_loss(model: Any, batch: Any) -> Tensor:
+    return models.dense_cross_entropy(model.hidden(batch), model.head, batch.targets)

@@ -184,9 +184,7 @@ class Run:
                         raise Interrupted
 
                 problem = self.problem
-                entry |= evaluate(
-                    self.model, problem.test, rows, problem.num_outputs, problem.k, problem.metrics, after_chunk
-                )
+                entry |= evaluate(self.model, problem.test, rows, problem.num_outputs, problem.metrics, after_chunk)
         self.log.append(entry)
         self._loss_sum, self._loss_steps = 0.0, 0
         shown = ", ".join(
