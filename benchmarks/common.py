@@ -18,7 +18,9 @@ from torch_slide import data
 from torch_slide.info import info
 from torch_slide.train import problems
 
+PROBLEMS = ("web-links", "citeulike-tags", "diginetica", "wiki-text")
 MAX_TOKENS = 2_000_000
+PLANTED_FEATURES = 135_909  # of Amazon-670K
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -49,6 +51,16 @@ def open_problem(name: str, max_tokens: int = MAX_TOKENS) -> problems.Problem:
     return problems.open_problem(texts[0], None, "text", max_tokens=max_tokens)
 
 
+def planted_problem(outputs: int, points: int, test_points: int = 0, seed: int = 0) -> problems.Problem:
+    """A problem of any number of outputs, with labels drawn by a power law (``data.planted_labels``)."""
+    train, test = (
+        data.planted_labels(size, PLANTED_FEATURES, outputs, seed=2 * seed + part) if size else None
+        for part, size in enumerate((points, test_points))
+    )
+    assert train is not None
+    return problems.xc_problem(train, test)
+
+
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:
     """Mean over a run of steps, so that rehashes take their share."""
     started = time.perf_counter()
@@ -60,7 +72,7 @@ def seconds_per_step(step: Callable[[], object], steps: int) -> float:
 def alternate(competitors: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, dict[str, float]]:
     """Times each competitor in turn, ``rounds`` times: name -> (step, steps a round).
 
-    The first round warms up and is dropped.
+    The first round warms up and is dropped, unless it is the only one.
 
     Returns:
         name -> median, low and high quartile over the rounds, in seconds a step.
@@ -69,7 +81,7 @@ def alternate(competitors: dict[str, tuple[Callable[[], object], int]], rounds: 
     for turn in range(rounds + 1):
         for name, (step, steps) in competitors.items():
             seconds = seconds_per_step(step, max(1, steps // 4) if turn == 0 else steps)
-            if turn > 0:
+            if turn > 0 or rounds == 0:
                 times[name].append(seconds)
     return {name: spread(values) for name, values in times.items()}
 
@@ -85,14 +97,23 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": low, "high": high, "rounds": len(values)}
 
 
-def show(title: str, results: dict[str, dict[str, float]], baseline: str) -> None:
-    """A table of times and of ratios to the baseline."""
+def unmeasured(reason: str) -> dict[str, Any]:
+    """In the place of figures."""
+    return {"median": None, "low": None, "high": None, "rounds": 0, "reason": reason}
+
+
+def show(title: str, results: dict[str, dict[str, Any]], baseline: str | None) -> None:
+    """A table of times and of ratios to the baseline, if there is one."""
     print(f"\n{title}")
     print(f"{'':44s} {'ms/step':>9s} {'quartiles':>19s} {'speed-up':>9s}")
-    base = results[baseline]["median"]
+    base = results[baseline]["median"] if baseline else None
     for name, result in results.items():
+        if result["median"] is None:
+            print(f"{name:44s} {result['reason']}", flush=True)
+            continue
         quartiles = f"{result['low'] * 1e3:.1f} - {result['high'] * 1e3:.1f}"
-        print(f"{name:44s} {result['median'] * 1e3:9.1f} {quartiles:>19s} {base / result['median']:8.1f}x", flush=True)
+        ratio = f"{base / result['median']:8.1f}x" if base else ""
+        print(f"{name:44s} {result['median'] * 1e3:9.1f} {quartiles:>19s} {ratio}".rstrip(), flush=True)
 
 
 def save(path: Path | None, content: dict[str, Any]) -> None:

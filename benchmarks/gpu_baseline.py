@@ -24,14 +24,12 @@ import gpu_heads
 import gpu_run
 import torch
 
-from torch_slide import data
-from torch_slide.train import problems
 from torch_slide.train.problems import Problem
 
 MISSING = "not measured"
 NO_GPU = "no CUDA device was found"
 ASSUMED = "list prices and rated powers, assumed: change them to those of the machines that were used"
-PLANTED_FEATURES, PLANTED_TEST_POINTS = 135_909, 2_000  # features as in Amazon-670K
+PLANTED_TEST_POINTS = 2_000
 PRECISIONS = ("float32", "bf16", "tf32")
 FIGURES = (
     "step", "seconds_per_epoch", "epoch_is_measured", "peak_bytes", "P@1", "seconds_to_target", "train_loss",
@@ -44,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     options = common.parser(__doc__.splitlines()[0])
     add = options.add_argument
     add("--device", choices=("auto", "cuda", "cpu"), default="auto", help="of the competitors; auto: cuda, if any")
-    add("--problem", choices=("web-links", "citeulike-tags", "diginetica", "planted"), default="web-links")
+    add("--problem", choices=(*common.PROBLEMS[:3], "planted"), default="web-links")
     add("--outputs", type=int, nargs="+", default=[670_091, 3_000_000], help="of planted: one problem each")
     add("--points", type=int, default=100_000, help="of planted")
     add("--test-points", type=int, help="default: 2,000 of planted, all of the others")
@@ -117,11 +115,8 @@ def open_problems(arguments: argparse.Namespace) -> Iterator[Problem]:
         yield dataclasses.replace(problem, test_rows=problem.test_rows[: arguments.test_points])
         return
     for outputs in arguments.outputs:
-        train, test = (
-            data.planted_labels(points, PLANTED_FEATURES, outputs, seed=2 * arguments.seed + part)
-            for part, points in enumerate((arguments.points, arguments.test_points or PLANTED_TEST_POINTS))
-        )
-        yield problems.xc_problem(train, test)
+        test_points = arguments.test_points or PLANTED_TEST_POINTS
+        yield common.planted_problem(outputs, arguments.points, test_points, arguments.seed)
 
 
 def competitors(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str]]:

@@ -60,13 +60,15 @@ def speed(runs: list[Run]) -> str:
     by_problem = {run["arguments"]["problem"]: run["results"] for run in runs}
 
     def cell(problem: str, name: str) -> str:
-        results = by_problem.get(problem, {})
-        if name not in results:
+        # What did not run, for want of memory say, has a reason in the place of its figures.
+        medians = {key: values["median"] for key, values in by_problem.get(problem, {}).items() if values["median"]}
+        if name not in medians:
             return MISSING
-        seconds = results[name]["median"]
+        seconds = medians[name]
         if name in DENSE:
             return f"{seconds * 1e3:,.0f}"
-        return f"{seconds * 1e3:.1f} ({min(results[dense]['median'] for dense in DENSE) / seconds:.0f}x)"
+        dense = [medians[key] for key in DENSE if key in medians]
+        return f"{seconds * 1e3:.1f}" + (f" ({min(dense) / seconds:.0f}x)" if dense else "")
 
     rows = {title: [cell(problem, name) for problem in PROBLEMS] for name, title in (DENSE | SPARSE).items()}
     return table("ms a step", rows) + machines(runs)

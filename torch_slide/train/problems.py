@@ -115,11 +115,11 @@ def _xc(train_path: str | os.PathLike[str], test_path: str | os.PathLike[str] | 
             f"{os.fspath(test_path or '')}, line 1: expected the {train.num_features} features and {train.num_labels} "
             f"labels of {os.fspath(train_path)}, got {test.num_features} and {test.num_labels}"
         )
-    return xc_problem(train, test, normalize)
+    return xc_problem(train, test, normalize=normalize)
 
 
-def xc_problem(train: data.XCDataset, test: data.XCDataset | None, normalize: bool = True) -> Problem:
-    """The problem of a training set and a test set, or None, of as many features and labels."""
+def xc_problem(train: data.XCDataset, test: data.XCDataset | None = None, *, normalize: bool = True) -> Problem:
+    """The problem of data sets in memory, of as many features and labels; arguments as those of ``open_problem``."""
     if normalize:
         train, test = train.normalized(), test and test.normalized()
     return Problem(
