@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import torch_slide as ts
+from torch_slide._ops import ops
 
 
 def twins(**options: Any) -> tuple[nn.EmbeddingBag, nn.EmbeddingBag]:
@@ -27,7 +28,7 @@ def compare(ours: nn.EmbeddingBag, theirs: nn.EmbeddingBag, *args: Any) -> None:
         torch.manual_seed(1)
         out.backward(torch.randn_like(out))
         outputs.append(out)
-    assert torch.equal(*outputs)
+    torch.testing.assert_close(*outputs)
     mine, wanted = ours.weight.grad, theirs.weight.grad
     assert mine is not None
     assert wanted is not None
@@ -149,3 +150,29 @@ def test_two_uses_of_one_layer_train_as_a_dense_one(optimizer: Any) -> None:
             its_optimizer.step()
             its_optimizer.zero_grad()
     torch.testing.assert_close(sparse.weight, dense.weight, rtol=1e-4, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**31), bags=st.integers(0, 40), width=st.sampled_from([1, 15, 16, 80]))
+@settings(max_examples=40, deadline=None)
+def test_sum_bags_agrees_with_a_loop(seed: int, bags: int, width: int) -> None:
+    torch.manual_seed(seed)
+    weight, sizes = torch.randn(9, width), torch.randint(0, 5, (bags,))
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    ids, scale = torch.randint(0, 9, (int(sizes.sum()),)), torch.randn(int(sizes.sum()))
+    for factors in (scale, None):
+        rows = weight.double()[ids] * (1 if factors is None else factors.double()[:, None])
+        wanted = torch.stack([rows[a:b].sum(0) for a, b in itertools.pairwise(offsets.tolist())] or [rows.sum(0)])[
+            :bags
+        ]
+        torch.testing.assert_close(ops.sum_bags(weight, ids, offsets, factors).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ids", "offsets"), [([0, 9], [0, 2]), ([-1], [0, 1]), ([1], [0, 2]), ([1, 2], [0, 2, 1, 2])])
+def test_sum_bags_refuses_what_does_not_fit(ids: list[int], offsets: list[int]) -> None:
+    with pytest.raises((IndexError, ValueError), match="sum_bags: expected"):
+        ops.sum_bags(torch.zeros(9, 3), torch.tensor(ids), torch.tensor(offsets))
+
+
+def test_sum_bags_opcheck() -> None:
+    arguments = (torch.randn(5, 3), torch.tensor([4, 0, 4]), torch.tensor([0, 1, 3]), torch.randn(3))
+    torch.library.opcheck(ops.sum_bags.default, arguments)

@@ -157,3 +157,10 @@ def _(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows = torch.library.get_ctx().new_dynamic_size()
     return ids.new_empty(rows), values.new_empty((rows, values.shape[1]))
+
+
+@torch.library.register_fake("torch_slide::sum_bags")
+def _(
+    weight: torch.Tensor, ids: torch.Tensor, offsets: torch.Tensor, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    return weight.new_empty((offsets.shape[0] - 1, weight.shape[1]))

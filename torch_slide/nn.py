@@ -16,9 +16,10 @@ from torch_slide.sparse import row_sparse
 class EmbeddingBag(nn.EmbeddingBag):
     """nn.EmbeddingBag whose gradient is row-sparse by default, and comes coalesced at once.
 
-    The same constructor, parameters, state_dict and results as nn.EmbeddingBag. Its backward pass sums the gradient
-    of every distinct id straight from that of the bags, in fixed order and on all threads; nn.EmbeddingBag writes one
-    row for each id of each bag and leaves the summing to the optimiser. For float32 on the CPU with mode "sum" or
+    The same constructor, parameters, state_dict and results as nn.EmbeddingBag. Both passes sum in fixed order, on all
+    threads and without a row written for each id of each bag: forward straight into the bags (torch does that only
+    without ``per_sample_weights``), backward from their gradient into that of every distinct id (torch leaves the
+    summing to the optimiser). For float32 on the CPU with mode "sum" or
     "mean", ``sparse=True`` and no ``max_norm``; anything else takes torch's own path.
 
     Args:
@@ -93,16 +94,7 @@ class _EmbeddingBagRows(torch.autograd.Function):
         include_last_offset: bool,
         padding_idx: int | None,
     ) -> Tensor:
-        """Whatever is wrong with the arguments, torch's own embedding_bag says it."""
-        bags = embedding_bag(
-            ids,
-            weight,
-            offsets,
-            mode=mode,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-        )
+        bags = _weighted_bags(weight, ids, offsets, per_sample_weights, mode, include_last_offset, padding_idx)
         if padding_idx is not None and padding_idx < 0:
             padding_idx += len(weight)
         ctx.shape, ctx.mode, ctx.padding_idx = weight.shape, mode, padding_idx
@@ -129,6 +121,38 @@ class _EmbeddingBagRows(torch.autograd.Function):
             grad = grad / torch.bincount(numbers, minlength=len(grad)).clamp_(min=1).unsqueeze(1)
         rows, sums = ops.sum_by_row(ids, grad.contiguous(), numbers, scale)
         return row_sparse(rows, sums, ctx.shape), None, None, grad_sample_weights, None, None, None
+
+
+def _weighted_bags(
+    weight: Tensor,
+    ids: Tensor,
+    offsets: Tensor | None,
+    scale: Tensor | None,
+    mode: str,
+    all_offsets: bool,
+    padding: Any,
+) -> Tensor:
+    """Sums or means of the bags; whatever is wrong with the arguments, torch's own embedding_bag says it."""
+    simple = (
+        scale is not None
+        and mode == "sum"
+        and padding is None
+        and ids.dtype == torch.int64
+        and scale.dtype == torch.float32
+        and scale.shape == ids.shape
+        and (offsets is None or (all_offsets and offsets.dtype == torch.int64 and offsets.dim() == 1))
+    )
+    if simple and weight.is_contiguous() and ids.numel():
+        assert scale is not None
+        if offsets is None:
+            offsets = torch.arange(0, ids.numel() + 1, ids.shape[1])
+        lowest, highest = torch.aminmax(ids)
+        if int(lowest) >= 0 and int(highest) < len(weight) and int(offsets[0]) == 0 and int(offsets[-1]) == ids.numel():
+            flat = ids.flatten().contiguous(), offsets.contiguous(), scale.detach().flatten().contiguous()
+            return ops.sum_bags(weight.detach(), *flat)
+    return embedding_bag(
+        ids, weight, offsets, mode=mode, per_sample_weights=scale, include_last_offset=all_offsets, padding_idx=padding
+    )
 
 
 def _bag_numbers(ids: Tensor, offsets: Tensor | None, num_bags: int) -> Tensor:

@@ -27,7 +27,7 @@ void RowSort::write_block(int64_t begin, int64_t end, int64_t row, int64_t* rows
 
 void sum_entries(const ByRow& by_row, const float* values, const int64_t* source, const float* scale, size_t d,
                  float* sums, int64_t begin, int64_t end) {
-  const auto sum = kernels().rows.sum_entries;
+  const auto sum = kernels().sum_entries;
   for (int64_t r = begin; r < end; ++r) {
     const int64_t first = by_row.starts[r];
     sum(values, d, by_row.entries + first, static_cast<size_t>(by_row.starts[r + 1] - first), source, scale,

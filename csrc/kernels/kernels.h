@@ -27,7 +27,9 @@ struct Kernels {
   LossKernels loss;
   SampledKernels<float> sampled;
   SampledKernels<uint16_t> sampled_bf16;
-  RowKernels rows;
+  RowKernels<float> rows;
+  RowKernels<uint16_t> rows_bf16;
+  SumEntries sum_entries;
 };
 
 // The widest set that this processor runs, or the one TORCH_SLIDE_ISA names (scalar, avx2, avx512, avx512bf16).

@@ -5,140 +5,8 @@ namespace {
 
 using ts::AdagradScalars;
 using ts::AdamScalars;
+using ts::Rounding;
 using ts::SgdScalars;
-
-inline void copy_floats(float* to, const float* from, size_t n) {
-  for (size_t i = 0; i < n; ++i) to[i] = from[i];
-}
-
-// The gradient as the rules see it: signed, with the coupled weight decay. A weight of inf must not meet l2 = 0.
-template <class Scalars>
-inline F32x16 effective_grad(const Scalars& s, F32x16 w, const float* grad) {
-  const F32x16 g = mul(broadcast(s.sign), load(grad));
-  return s.l2 == 0.0f ? g : fma(broadcast(s.l2), w, g);
-}
-
-inline void adam_block(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad) {
-  F32x16 weight = load(w);
-  const F32x16 g = effective_grad(s, weight, grad);
-  const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
-  const F32x16 v = fma(mul(broadcast(s.one_minus_beta2), g), g, mul(broadcast(s.beta2), load(exp_avg_sq)));
-  const F32x16 denominator = fma(sqrt(v), broadcast(s.inv_root_correction2), broadcast(s.eps));
-  weight = fma(broadcast(-s.step_size), div(m, denominator), mul(broadcast(s.keep), weight));
-  store(exp_avg, m);
-  store(exp_avg_sq, v);
-  store(w, weight);
-}
-
-void adam(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t n) {
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) adam_block(s, w + i, exp_avg + i, exp_avg_sq + i, grad + i);
-  if (i == n) return;
-  float rest_w[16] = {}, rest_m[16] = {}, rest_v[16] = {}, rest_g[16] = {};
-  copy_floats(rest_w, w + i, n - i);
-  copy_floats(rest_m, exp_avg + i, n - i);
-  copy_floats(rest_v, exp_avg_sq + i, n - i);
-  copy_floats(rest_g, grad + i, n - i);
-  adam_block(s, rest_w, rest_m, rest_v, rest_g);
-  copy_floats(w + i, rest_w, n - i);
-  copy_floats(exp_avg + i, rest_m, n - i);
-  copy_floats(exp_avg_sq + i, rest_v, n - i);
-}
-
-inline void sgd_block(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad) {
-  const F32x16 weight = load(w);
-  F32x16 direction = effective_grad(s, weight, grad);
-  if (momentum_buffer != nullptr) {
-    const F32x16 momentum = broadcast(s.momentum);
-    const F32x16 b = fma(broadcast(s.one_minus_dampening), direction, mul(momentum, load(momentum_buffer)));
-    store(momentum_buffer, b);
-    direction = s.nesterov ? fma(momentum, b, direction) : b;
-  }
-  store(w, fma(broadcast(-s.lr), direction, weight));
-}
-
-void sgd(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad, size_t n) {
-  const bool buffered = momentum_buffer != nullptr;
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) sgd_block(s, w + i, buffered ? momentum_buffer + i : nullptr, grad + i);
-  if (i == n) return;
-  float rest_w[16] = {}, rest_b[16] = {}, rest_g[16] = {};
-  copy_floats(rest_w, w + i, n - i);
-  copy_floats(rest_g, grad + i, n - i);
-  if (buffered) copy_floats(rest_b, momentum_buffer + i, n - i);
-  sgd_block(s, rest_w, buffered ? rest_b : nullptr, rest_g);
-  copy_floats(w + i, rest_w, n - i);
-  if (buffered) copy_floats(momentum_buffer + i, rest_b, n - i);
-}
-
-inline float adagrad_step(const AdagradScalars& s, float sum) { return -s.lr / (__builtin_sqrtf(sum) + s.eps); }
-
-// Biases have one element a row: what follows for whole registers, for one float.
-inline void adagrad_element(const AdagradScalars& s, float* w, float* sum, float grad) {
-  const float g = s.l2 == 0.0f ? s.sign * grad : __builtin_fmaf(s.l2, *w, s.sign * grad);
-  *sum += g * g;
-  *w = __builtin_fmaf(adagrad_step(s, *sum), g, *w);
-}
-
-void rowwise_adagrad(const AdagradScalars& s, float* w, float* sum, const float* grad, size_t d) {
-  if (d == 1) return adagrad_element(s, w, sum, *grad);
-  const size_t whole = d - d % 16;
-  float rest_w[16] = {}, rest_g[16] = {};
-  copy_floats(rest_w, w + whole, d - whole);
-  copy_floats(rest_g, grad + whole, d - whole);
-  F32x16 squares = broadcast(0.0f);
-  for (size_t i = 0; i < whole; i += 16) {
-    const F32x16 g = effective_grad(s, load(w + i), grad + i);
-    squares = fma(g, g, squares);
-  }
-  const F32x16 last = effective_grad(s, load(rest_w), rest_g);
-  squares = fma(last, last, squares);
-  *sum += reduce_add(squares) / static_cast<float>(d);
-  const F32x16 step = broadcast(adagrad_step(s, *sum));
-  for (size_t i = 0; i < whole; i += 16) {
-    const F32x16 weight = load(w + i);
-    store(w + i, fma(step, effective_grad(s, weight, grad + i), weight));
-  }
-  store(rest_w, fma(step, last, load(rest_w)));
-  copy_floats(w + whole, rest_w, d - whole);
-}
-
-void rowwise_adam(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t d) {
-  const size_t whole = d - d % 16;
-  float rest_w[16] = {}, rest_m[16] = {}, rest_g[16] = {};
-  copy_floats(rest_w, w + whole, d - whole);
-  copy_floats(rest_m, exp_avg + whole, d - whole);
-  copy_floats(rest_g, grad + whole, d - whole);
-  F32x16 squares = broadcast(0.0f);
-  for (size_t i = 0; i < whole; i += 16) {
-    const F32x16 g = effective_grad(s, load(w + i), grad + i);
-    squares = fma(g, g, squares);
-  }
-  const F32x16 last = effective_grad(s, load(rest_w), rest_g);
-  squares = fma(last, last, squares);
-  const float mean = reduce_add(squares) / static_cast<float>(d);
-  *exp_avg_sq = __builtin_fmaf(s.one_minus_beta2, mean, s.beta2 * *exp_avg_sq);
-  const float denominator = __builtin_fmaf(__builtin_sqrtf(*exp_avg_sq), s.inv_root_correction2, s.eps);
-  const F32x16 step = broadcast(-s.step_size / denominator), keep = broadcast(s.keep);
-  const auto update = [&](float* weight, float* moment, const float* gradient) {
-    const F32x16 before = load(weight);
-    const F32x16 g = effective_grad(s, before, gradient);
-    const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(moment)));
-    store(moment, m);
-    store(weight, fma(step, m, mul(keep, before)));
-  };
-  for (size_t i = 0; i < whole; i += 16) update(w + i, exp_avg + i, grad + i);
-  if (whole == d) return;
-  update(rest_w, rest_m, rest_g);
-  copy_floats(w + whole, rest_w, d - whole);
-  copy_floats(exp_avg + whole, rest_m, d - whole);
-}
-
-void widen(const uint16_t* x, float* out, size_t n) {
-  size_t i = 0;
-  for (; i + 16 <= n; i += 16) store(out + i, load(x + i));
-  if (i < n) store_rest(out + i, load_rest(x + i, n - i, uint16_t{0}), n - i);
-}
 
 // Sixteen counters to random bits: xor-shift and multiplication in turn, as in MurmurHash3's last steps, with the
 // constants that Wellons found by search (lowbias32, public domain). The key is mixed in between, so that neighbouring
@@ -151,22 +19,172 @@ inline U32x16 random_bits(uint32_t key, uint32_t first) {
   return exclusive_or(x, shifted_right(x, 16));
 }
 
-// Adding a number below 2^16 to the bits carries into the upper half as often as the lower half is large.
-inline U32x16 rounded_up_at_random(F32x16 x, uint32_t key, uint32_t first) {
-  const uint32_t numbers = greater(x, broadcast(-kInfinity)) | greater(broadcast(kInfinity), x);
-  const F32x16 quiet = select(numbers, x, broadcast(__builtin_nanf("")));  // a carry would make another NaN a number
-  return add(bits_of(quiet), shifted_right(random_bits(key, first), 16));
+// How an update stores its results: as they are, or rounded up or down at random.
+template <typename T>
+struct Stores;
+
+template <>
+struct Stores<float> {
+  Stores(Rounding, size_t) {}
+  void first(float* p, const F32x16& x) const { store(p, x); }
+  void second(float* p, const F32x16& x) const { store(p, x); }
+  void third(float* p, const F32x16& x) const { store(p, x); }
+};
+
+// Rounding wants sixteen random bits: the first two results share a random number, a third has one of its own.
+template <>
+struct Stores<uint16_t> {
+  Stores(Rounding rounding, size_t i)
+      : key(rounding.key), counter(rounding.first + static_cast<uint32_t>(i)), random(random_bits(key, counter)) {}
+
+  void first(uint16_t* p, const F32x16& x) const { store_rounded(p, x, shifted_right(random, 16)); }
+  void second(uint16_t* p, const F32x16& x) const { store_rounded(p, x, lower_half(random)); }
+  void third(uint16_t* p, const F32x16& x) const { store_rounded(p, x, shifted_right(random_bits(~key, counter), 16)); }
+
+  // Adding a number below 2^16 to the bits carries into the upper half as often as the lower half is large.
+  static void store_rounded(uint16_t* p, const F32x16& x, const U32x16& below) {
+    const uint32_t numbers = greater(x, broadcast(-kInfinity)) | greater(broadcast(kInfinity), x);
+    const F32x16 quiet = select(numbers, x, broadcast(__builtin_nanf("")));  // a carry could make another NaN a number
+    store_upper_half(p, add(bits_of(quiet), below));
+  }
+
+  uint32_t key, counter;
+  U32x16 random;
+};
+
+// The last n < 16 elements of an array, in room for sixteen.
+template <typename T>
+struct Rest {
+  Rest(const T* from, size_t n) {
+    for (size_t i = 0; i < n; ++i) lanes[i] = from[i];
+  }
+  void put_back(T* to, size_t n) const {
+    for (size_t i = 0; i < n; ++i) to[i] = lanes[i];
+  }
+  T lanes[16] = {};
+};
+
+// The gradient as the rules see it: signed, with the coupled weight decay. A weight of inf must not meet l2 = 0.
+template <class Scalars, typename T>
+inline F32x16 effective_grad(const Scalars& s, F32x16 w, const T* grad) {
+  const F32x16 g = mul(broadcast(s.sign), load(grad));
+  return s.l2 == 0.0f ? g : fma(broadcast(s.l2), w, g);
 }
 
-void round_stochastically(const float* x, uint16_t* out, size_t n, uint32_t key, uint32_t first) {
+template <typename T>
+inline void adam_block(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, const Stores<T>& to) {
+  F32x16 weight = load(w);
+  const F32x16 g = effective_grad(s, weight, grad);
+  const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
+  const F32x16 v = fma(mul(broadcast(s.one_minus_beta2), g), g, mul(broadcast(s.beta2), load(exp_avg_sq)));
+  const F32x16 denominator = fma(sqrt(v), broadcast(s.inv_root_correction2), broadcast(s.eps));
+  weight = fma(broadcast(-s.step_size), div(m, denominator), mul(broadcast(s.keep), weight));
+  to.first(w, weight);
+  to.second(exp_avg, m);
+  to.third(exp_avg_sq, v);
+}
+
+template <typename T>
+void adam(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, size_t n, Rounding rounding) {
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) adam_block(s, w + i, exp_avg + i, exp_avg_sq + i, grad + i, Stores<T>(rounding, i));
+  if (i == n) return;
+  Rest<T> rest_w(w + i, n - i), rest_m(exp_avg + i, n - i), rest_v(exp_avg_sq + i, n - i);
+  const Rest<T> rest_g(grad + i, n - i);
+  adam_block(s, rest_w.lanes, rest_m.lanes, rest_v.lanes, rest_g.lanes, Stores<T>(rounding, i));
+  rest_w.put_back(w + i, n - i);
+  rest_m.put_back(exp_avg + i, n - i);
+  rest_v.put_back(exp_avg_sq + i, n - i);
+}
+
+template <typename T>
+inline void sgd_block(const SgdScalars& s, T* w, T* momentum_buffer, const T* grad, const Stores<T>& to) {
+  const F32x16 weight = load(w);
+  F32x16 direction = effective_grad(s, weight, grad);
+  if (momentum_buffer != nullptr) {
+    const F32x16 momentum = broadcast(s.momentum);
+    const F32x16 b = fma(broadcast(s.one_minus_dampening), direction, mul(momentum, load(momentum_buffer)));
+    to.second(momentum_buffer, b);
+    direction = s.nesterov ? fma(momentum, b, direction) : b;
+  }
+  to.first(w, fma(broadcast(-s.lr), direction, weight));
+}
+
+template <typename T>
+void sgd(const SgdScalars& s, T* w, T* momentum_buffer, const T* grad, size_t n, Rounding rounding) {
+  const bool buffered = momentum_buffer != nullptr;
   size_t i = 0;
   for (; i + 16 <= n; i += 16)
-    store_upper_half(out + i, rounded_up_at_random(load(x + i), key, first + static_cast<uint32_t>(i)));
+    sgd_block(s, w + i, buffered ? momentum_buffer + i : nullptr, grad + i, Stores<T>(rounding, i));
   if (i == n) return;
-  uint16_t rest[16];
-  store_upper_half(rest, rounded_up_at_random(load_rest(x + i, n - i, 0.0f), key, first + static_cast<uint32_t>(i)));
-  for (size_t j = i; j < n; ++j) out[j] = rest[j - i];
+  Rest<T> rest_w(w + i, n - i), rest_b(momentum_buffer + i, buffered ? n - i : 0);
+  const Rest<T> rest_g(grad + i, n - i);
+  sgd_block(s, rest_w.lanes, buffered ? rest_b.lanes : nullptr, rest_g.lanes, Stores<T>(rounding, i));
+  rest_w.put_back(w + i, n - i);
+  if (buffered) rest_b.put_back(momentum_buffer + i, n - i);
 }
+
+template <class Scalars, typename T>
+float mean_square(const Scalars& s, const T* w, const T* grad, size_t d) {
+  F32x16 squares = broadcast(0.0f);
+  size_t i = 0;
+  for (; i + 16 <= d; i += 16) {
+    const F32x16 g = effective_grad(s, load(w + i), grad + i);
+    squares = fma(g, g, squares);
+  }
+  if (i < d) {
+    const Rest<T> rest_w(w + i, d - i), rest_g(grad + i, d - i);
+    const F32x16 g = effective_grad(s, load(rest_w.lanes), rest_g.lanes);
+    squares = fma(g, g, squares);
+  }
+  return reduce_add(squares) / static_cast<float>(d);
+}
+
+template <typename T>
+inline void scaled_momentum_block(const AdamScalars& s, F32x16 step, T* w, T* exp_avg, const T* grad,
+                                  const Stores<T>& to) {
+  const F32x16 weight = load(w);
+  const F32x16 g = effective_grad(s, weight, grad);
+  const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
+  to.first(w, fma(step, m, mul(broadcast(s.keep), weight)));
+  to.second(exp_avg, m);
+}
+
+template <typename T>
+void rowwise_adam(const AdamScalars& s, T* w, T* exp_avg, float* exp_avg_sq, const T* grad, size_t d,
+                  Rounding rounding) {
+  *exp_avg_sq = __builtin_fmaf(s.one_minus_beta2, mean_square(s, w, grad, d), s.beta2 * *exp_avg_sq);
+  const float denominator = __builtin_fmaf(__builtin_sqrtf(*exp_avg_sq), s.inv_root_correction2, s.eps);
+  const F32x16 step = broadcast(-s.step_size / denominator);
+  size_t i = 0;
+  for (; i + 16 <= d; i += 16) scaled_momentum_block(s, step, w + i, exp_avg + i, grad + i, Stores<T>(rounding, i));
+  if (i == d) return;
+  Rest<T> rest_w(w + i, d - i), rest_m(exp_avg + i, d - i);
+  const Rest<T> rest_g(grad + i, d - i);
+  scaled_momentum_block(s, step, rest_w.lanes, rest_m.lanes, rest_g.lanes, Stores<T>(rounding, i));
+  rest_w.put_back(w + i, d - i);
+  rest_m.put_back(exp_avg + i, d - i);
+}
+
+template <typename T>
+void rowwise_adagrad(const AdagradScalars& s, T* w, float* sum, const T* grad, size_t d, Rounding rounding) {
+  *sum += mean_square(s, w, grad, d);
+  const F32x16 step = broadcast(-s.lr / (__builtin_sqrtf(*sum) + s.eps));
+  const auto block = [&](T* weights, const T* gradients, size_t i) {
+    const F32x16 weight = load(weights);
+    Stores<T>(rounding, i).first(weights, fma(step, effective_grad(s, weight, gradients), weight));
+  };
+  size_t i = 0;
+  for (; i + 16 <= d; i += 16) block(w + i, grad + i, i);
+  if (i == d) return;
+  Rest<T> rest_w(w + i, d - i);
+  const Rest<T> rest_g(grad + i, d - i);
+  block(rest_w.lanes, rest_g.lanes, i);
+  rest_w.put_back(w + i, d - i);
+}
+
+template <typename T>
+constexpr ts::RowKernels<T> row_kernels{adam<T>, rowwise_adam<T>, rowwise_adagrad<T>, sgd<T>};
 
 // The entries of one row of a sum: few as a rule, so that the sum stays in registers and every value is read once.
 struct Entries {
@@ -177,10 +195,11 @@ struct Entries {
   const int64_t* source;
   const float* scale;
 
+  size_t entry(size_t i) const { return entries == nullptr ? i : static_cast<size_t>(entries[i]); }
   const float* row(size_t i) const {
-    return values + (source == nullptr ? entries[i] : static_cast<size_t>(source[entries[i]])) * d;
+    return values + (source == nullptr ? entry(i) : static_cast<size_t>(source[entry(i)])) * d;
   }
-  float factor(size_t i) const { return scale == nullptr ? 1.0f : scale[entries[i]]; }
+  float factor(size_t i) const { return scale == nullptr ? 1.0f : scale[entry(i)]; }
 };
 
 template <int Regs>

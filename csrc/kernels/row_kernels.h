@@ -18,24 +18,30 @@ struct SgdScalars {
   bool nesterov;
 };
 
-// Element by element, or with fixed reduction order: bit-equal for every ISA.
+// Where rows in bfloat16 (uint16_t) take their random numbers: element i uses those of (key, first + i).
+struct Rounding {
+  uint32_t key, first;
+};
+
+// Element by element, or with fixed reduction order: bit-equal for every ISA. Rows are stored as float, or as bfloat16,
+// which is float32 while it is worked on and goes back to one of its two neighbours, with probabilities that make it
+// right on average (stochastic rounding: Gupta et al., ICML 2015, section 3).
+template <typename T>
 struct RowKernels {
   // n elements, of one row or of several that were packed together.
-  void (*adam)(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t n);
+  void (*adam)(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, size_t n, Rounding rounding);
   // One row of d elements with its one second moment (of the row's mean squared gradients).
-  void (*rowwise_adam)(const AdamScalars& s, float* w, float* exp_avg, float* exp_avg_sq, const float* grad, size_t d);
+  void (*rowwise_adam)(const AdamScalars& s, T* w, T* exp_avg, float* exp_avg_sq, const T* grad, size_t d,
+                       Rounding rounding);
   // One row of d elements with its one accumulator (the running sum of the rows' mean squared gradients).
-  void (*rowwise_adagrad)(const AdagradScalars& s, float* w, float* sum, const float* grad, size_t d);
+  void (*rowwise_adagrad)(const AdagradScalars& s, T* w, float* sum, const T* grad, size_t d, Rounding rounding);
   // momentum_buffer may be null.
-  void (*sgd)(const SgdScalars& s, float* w, float* momentum_buffer, const float* grad, size_t n);
-  void (*widen)(const uint16_t* x, float* out, size_t n);
-  // To one of the two neighbouring bfloat16 numbers, each with a probability that makes the result right on average
-  // (stochastic rounding: Gupta et al., ICML 2015, section 3). Element i uses the random number of (key, first + i).
-  void (*round_stochastically)(const float* x, uint16_t* out, size_t n, uint32_t key, uint32_t first);
-  // sum = the sum over n entries e of scale[e] * values[source[e]], in their order; source and scale may be null (then
-  // e itself, and 1). values is [*, d].
-  void (*sum_entries)(const float* values, size_t d, const int32_t* entries, size_t n, const int64_t* source,
-                      const float* scale, float* sum);
+  void (*sgd)(const SgdScalars& s, T* w, T* momentum_buffer, const T* grad, size_t n, Rounding rounding);
 };
+
+// sum = the sum over n entries e of scale[e] * values[source[e]], in their order; each of the three lists may be null
+// (then the entries are 0 to n - 1, source[e] is e, scale[e] is 1). values is [*, d].
+using SumEntries = void (*)(const float* values, size_t d, const int32_t* entries, size_t n, const int64_t* source,
+                            const float* scale, float* sum);
 
 }  // namespace ts

@@ -23,7 +23,8 @@ const Kernels kernels_scalar{
     TS_ISA::loss_kernels,
     TS_ISA::sampled_kernels<float>,
     TS_ISA::sampled_kernels<uint16_t>,
-    {TS_ISA::adam, TS_ISA::rowwise_adam, TS_ISA::rowwise_adagrad, TS_ISA::sgd, TS_ISA::widen,
-     TS_ISA::round_stochastically, TS_ISA::sum_entries},
+    TS_ISA::row_kernels<float>,
+    TS_ISA::row_kernels<uint16_t>,
+    TS_ISA::sum_entries,
 };
 }  // namespace ts

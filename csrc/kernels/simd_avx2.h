@@ -79,6 +79,10 @@ inline U32x16 shifted_right(U32x16 a, int by) {
   const __m128i count = _mm_cvtsi32_si128(by);
   return {_mm256_srl_epi32(a.lo, count), _mm256_srl_epi32(a.hi, count)};
 }
+inline U32x16 lower_half(U32x16 a) {
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
 inline void store_upper_half(uint16_t* p, U32x16 a) {
   // packus works on halves of 128 bits: put their quarters back in order.
   const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(a.lo, 16), _mm256_srli_epi32(a.hi, 16));

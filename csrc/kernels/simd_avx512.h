@@ -48,6 +48,7 @@ inline U32x16 add(U32x16 a, U32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline U32x16 mul(U32x16 a, uint32_t b) { return {_mm512_mullo_epi32(a.v, _mm512_set1_epi32(static_cast<int>(b)))}; }
 inline U32x16 exclusive_or(U32x16 a, U32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
 inline U32x16 shifted_right(U32x16 a, int by) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(by))}; }
+inline U32x16 lower_half(U32x16 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(0xffff))}; }
 inline void store_upper_half(uint16_t* p, U32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(a.v, 16)));
 }

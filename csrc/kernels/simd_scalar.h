@@ -143,6 +143,11 @@ inline U32x16 shifted_right(const U32x16& a, int by) {
   TS_LANES r.lane[i] = a.lane[i] >> by;
   return r;
 }
+inline U32x16 lower_half(const U32x16& a) {
+  U32x16 r;
+  TS_LANES r.lane[i] = a.lane[i] & 0xffffu;
+  return r;
+}
 inline void store_upper_half(uint16_t* p, const U32x16& a) { TS_LANES p[i] = static_cast<uint16_t>(a.lane[i] >> 16); }
 #undef TS_LANES
 

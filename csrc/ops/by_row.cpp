@@ -1,10 +1,11 @@
-// Coalescing of row-sparse gradients, also straight from the gradient of what the rows were summed into; and the uses
-// of a layer's rows by the samples of a batch.
+// Sums of rows by bag, as nn.EmbeddingBag's; coalescing of row-sparse gradients, also straight from the gradient of
+// such sums; and the uses of a layer's rows by the samples of a batch.
 #include "core/by_row.h"
 
 #include <algorithm>
 #include <tuple>
 
+#include "kernels/kernels.h"
 #include "ops/checks.h"
 #include "ops/common.h"
 
@@ -41,6 +42,30 @@ std::tuple<Tensor, Tensor> sum_by_row(const Tensor& ids, const Tensor& values, s
   return {rows, sums};
 }
 
+// weight [N, d], ids [n], offsets [B + 1], scale [n] or none -> the sum of scale[e] * weight[ids[e]] over the entries e
+// in [offsets[b], offsets[b + 1]), [B, d]
+Tensor sum_bags(const Tensor& weight, const Tensor& ids, const Tensor& offsets, std::optional<Tensor> scale) {
+  constexpr const char* op = "sum_bags";
+  require(weight.dim() == 2, op, "weight", "[N, d]");
+  const int64_t n = ids.numel(), num_bags = offsets.numel() - 1, d = weight.size(1);
+  const int64_t* const id = checked_indices(ids, weight.size(0), op, "ids");
+  const int64_t* const offset = checked_offsets(offsets, n, op, "offsets");
+  require(!scale || scale->numel() == n, op, "scale", "as long as ids");
+  const float* const values = data<float>(weight, op, "weight");
+  const float* const factor = scale ? data<float>(*scale, op, "scale") : nullptr;
+  Tensor sums = empty<float>({num_bags, d});
+  float* const sum = mutable_data<float>(sums, op, "sums");
+  const auto add_up = kernels().sum_entries;
+  parallel(num_bags, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      const int64_t first = offset[b];
+      add_up(values, static_cast<size_t>(d), nullptr, static_cast<size_t>(offset[b + 1] - first), id + first,
+             factor == nullptr ? nullptr : factor + first, sum + b * d);
+    }
+  });
+  return sums;
+}
+
 // The uses of weight rows by samples: row_offsets [B + 1], ids [nnz] -> rows [U], starts [U + 1], entries [nnz] and
 // samples [nnz]; the uses of rows[r] are the entries[starts[r]:starts[r + 1]], by samples of the same places.
 std::tuple<Tensor, Tensor, Tensor, Tensor> uses_by_row(const Tensor& row_offsets, const Tensor& ids, int64_t num_rows) {
@@ -71,6 +96,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> uses_by_row(const Tensor& row_offsets
 
 STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
   m.def("sum_by_row(Tensor ids, Tensor values, Tensor? source=None, Tensor? scale=None) -> (Tensor, Tensor)");
+  m.def("sum_bags(Tensor weight, Tensor ids, Tensor offsets, Tensor? scale=None) -> Tensor");
   m.def(
       "uses_by_row(Tensor row_offsets, Tensor ids, int num_rows) "
       "-> (Tensor rows, Tensor starts, Tensor entries, Tensor samples)");
@@ -78,6 +104,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(torch_slide, CPU, m) {
   m.impl("sum_by_row", TORCH_BOX(&sum_by_row));
+  m.impl("sum_bags", TORCH_BOX(&sum_bags));
   m.impl("uses_by_row", TORCH_BOX(&uses_by_row));
 }
 

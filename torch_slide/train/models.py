@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.tokens import NextTokenBatch
 from torch_slide.data.xc import XCBatch
+from torch_slide.nn import EmbeddingBag
 from torch_slide.targets import row_of
 
 # The quickest exact form of Linear + cross-entropy that torch has for CPUs, since 2.13; its own choice of options is
@@ -40,7 +41,7 @@ class BagOfFeatures(nn.Module):
     ) -> None:
         super().__init__()
         self.relu = relu
-        self.embedding = nn.EmbeddingBag(
+        self.embedding = EmbeddingBag(
             num_features, head.in_features, mode="sum", sparse=sparse_embedding, include_last_offset=True
         )
         self.bias = nn.Parameter(torch.zeros(head.in_features))
@@ -69,7 +70,7 @@ class NextItem(nn.Module):
     def __init__(self, num_items: int, head: nn.Linear, sparse_embedding: bool = True, *, relu: bool = False) -> None:
         super().__init__()
         self.relu = relu
-        self.session = nn.EmbeddingBag(
+        self.session = EmbeddingBag(
             num_items, head.in_features, mode="mean", sparse=sparse_embedding, include_last_offset=True
         )
         self.last = nn.Embedding(num_items, head.in_features, sparse=sparse_embedding)
