@@ -1,0 +1,229 @@
+"""A sparse step over the number of outputs: time, its parts, memory and recall; and over the number of threads.
+
+    python benchmarks/scaling.py --outputs 100000 1000000 10000000 --num-active 4096 --json results.json
+    python benchmarks/scaling.py --outputs 670091 --thread-counts 1 2
+
+Every line is measured in a process of its own, so that its memory is its own. Data are planted (power-law labels); a
+dense step (chunked linear_cross_entropy, fused Adam) stands beside it wherever it fits into memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import common
+import torch
+from competitors import COMPETITORS, Setting, available_bytes
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from training_step import endless, needs, training_step
+
+import torch_slide as ts
+from torch_slide.selection import LSHSelector
+
+DENSE = "linear_cross_entropy, chunks of 256"
+# What finds the candidates, beside the rehashes: the ops that a profile shows.
+FINDING = ("torch_slide::simhash", "torch_slide::nearest_centroids", "torch_slide::winner_take_all",
+           "torch_slide::minhash", "torch_slide::select")  # fmt: skip
+RECALL_AT = (1, 10)
+QUERIES = 256
+
+
+def lsh_config(arguments: argparse.Namespace, outputs: int) -> ts.LSHConfig:
+    changes = {"selector": "uniform"} if arguments.family == "uniform" else {}
+    family = "kmeans" if arguments.family == "uniform" else arguments.family
+    config = ts.LSHConfig.auto(arguments.hidden, outputs, family=family).replace(seed=arguments.seed, **changes)
+    given = {name: getattr(arguments, name) for name in ("num_active", "probes") if getattr(arguments, name)}
+    return config.replace(**given)
+
+
+def resident_bytes() -> int:
+    """Of this process, now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def recall(head: ts.SparseLSHLinear, hidden: Tensor) -> dict[str, float]:
+    """Share of each hidden vector's k largest dense logits that are candidates of the batch, labels not forced in."""
+    no_labels, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(len(hidden) + 1, dtype=torch.int64)
+    candidates = head.selector.select(hidden, no_labels, offsets, head.selector.draw(hidden)).ids
+    is_candidate = torch.zeros(head.out_features, dtype=torch.bool)
+    is_candidate[candidates] = True
+    tops = [head.eval()(part).topk(max(RECALL_AT)).indices for part in hidden.split(32)]
+    found = is_candidate[torch.cat(tops)]
+    head.train()
+    return {f"recall@{k}": float(found[:, :k].float().mean()) for k in RECALL_AT}
+
+
+def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
+    """Everything about one number of outputs."""
+    before = resident_bytes()
+    problem = common.planted_problem(outputs, arguments.points, seed=arguments.seed)
+    config = lsh_config(arguments, outputs)
+    layer = ts.SparseLSHLinear(arguments.hidden, outputs, lsh=config, sparse_grad=True)
+    model = problem.network(problem.num_inputs, layer)
+    optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)
+    batches = endless(problem, arguments.batch_size, arguments.seed)
+
+    def step() -> None:
+        problem.loss(model, next(batches)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    started = time.perf_counter()
+    step()
+    first = time.perf_counter() - started
+    for _ in range(arguments.warm_steps):
+        step()
+    timers = layer.selector.state["timers"]
+    rehashing, rounds = float(timers[0]), []
+    for _ in range(arguments.rounds):
+        rounds.append(common.seconds_per_step(step, arguments.steps))
+    rehash = (float(timers[0]) - rehashing) / (arguments.rounds * arguments.steps)
+    finding = profiled(step, FINDING)
+    peak = peak_bytes() - before
+    with torch.no_grad():
+        hidden = model.hidden(next(batches))[:QUERIES]
+        recalls = recall(layer, hidden)
+    moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    kept = sum(t.numel() * t.element_size() for t in (*model.parameters(), *moments))
+    mean = sum(rounds) / len(rounds)
+    tables = config.table_bytes(outputs) if isinstance(layer.selector, LSHSelector) else 0
+    return {
+        "outputs": outputs,
+        "first_step": first,
+        "step": {**common.spread(rounds), "mean": mean},
+        "rehash_per_step": rehash,
+        "finding_per_step": finding,
+        "finding_share": (rehash + finding) / mean,
+        "table_bytes_per_weight_byte": tables / (layer.weight.nbytes + layer.bias.nbytes),
+        "peak_bytes": peak,
+        "peak_per_weights_and_moments": peak / kept,
+        **recalls,
+        "stats": layer.stats(),
+        "config": config.explain(arguments.hidden, outputs),
+        "dense": None,
+    }
+
+
+def profiled(step: Any, names: tuple[str, ...], steps: int = 20) -> float:
+    """Seconds a step in the named ops."""
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        for _ in range(steps):
+            step()
+    return sum(event.cpu_time_total for event in found.key_averages() if event.key in names) / steps / 1e6
+
+
+def dense_worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
+    """A dense step, or why there is none."""
+    problem = common.planted_problem(outputs, arguments.batch_size * 8, seed=arguments.seed)
+    setting = Setting(arguments.hidden, outputs, arguments.batch_size, 0, 0)
+    need = needs([DENSE], setting, problem.num_inputs)[DENSE].total
+    if need > 0.9 * available_bytes():
+        return common.unmeasured(f"not measured: needs {need / 1e9:.3g} GB")
+    layer = COMPETITORS[DENSE].build(setting)
+    step = training_step(problem, layer, endless(problem, arguments.batch_size, arguments.seed), arguments.lr)
+    step()
+    return common.spread([common.seconds_per_step(step, 1) for _ in range(arguments.dense_steps)])
+
+
+def in_process(arguments: argparse.Namespace, worker_of: str, outputs: int, threads: int) -> dict[str, Any]:
+    """The result of a worker, from a process of its own."""
+    given = [word for word in sys.argv[1:] if word != "--json" and not word.endswith(".json")]
+    command = [sys.executable, __file__, *given, "--worker", worker_of, "--at", str(outputs), "--threads", str(threads)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        return {"outputs": outputs, "failed": f"exit status {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def slope(rows: list[dict[str, Any]]) -> float:
+    """Of the logarithm of the mean step time over that of the number of outputs, by least squares."""
+    points = [(math.log(row["outputs"]), math.log(row["step"]["mean"])) for row in rows if "step" in row]
+    if len(points) < 2:
+        return math.nan
+    x, y = (torch.tensor(values) for values in zip(*points, strict=True))
+    return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'outputs':>12s} {'threads':>7s} {'ms/step':>8s} {'dense':>8s} {'ratio':>6s} {'finding':>8s} {'tables':>7s} "
+          f"{'peak':>6s} {'GB':>6s} {'top-1':>6s} {'top-10':>6s}")  # fmt: skip
+    for row in rows:
+        if "failed" in row:
+            print(f"{row['outputs']:12,d} {row['threads']:7d} {row['failed']}")
+            continue
+        mean, dense = row["step"]["mean"], row["dense"] and row["dense"]["median"]
+        beside = f"{dense * 1e3:8,.0f} {dense / mean:5.0f}x" if dense else f"{'-':>8s} {'-':>6s}"
+        print(
+            f"{row['outputs']:12,d} {row['threads']:7d} {mean * 1e3:8.1f} {beside} {row['finding_share']:8.1%} "
+            f"{row['table_bytes_per_weight_byte']:7.1%} {row['peak_per_weights_and_moments']:6.2f} "
+            f"{row['peak_bytes'] / 1e9:6.2f} {row['recall@1']:6.2f} {row['recall@10']:6.2f}"
+        )
+
+
+def options() -> argparse.ArgumentParser:
+    parser = common.parser(__doc__.splitlines()[0])
+    parser.add_argument("--outputs", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
+    parser.add_argument("--thread-counts", type=int, nargs="+", help="default: --threads")
+    parser.add_argument("--family", choices=["kmeans", "simhash", "uniform"], default="kmeans")
+    parser.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
+    parser.add_argument("--probes", type=int, help="default: what LSHConfig.auto says")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--points", type=int, default=100_000)
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--warm-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=200, help="of a round; contains rehashes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dense-steps", type=int, default=3, help="0: no dense layer")
+    parser.add_argument("--worker", choices=["sparse", "dense"], help=argparse.SUPPRESS)
+    parser.add_argument("--at", type=int, help=argparse.SUPPRESS)
+    return parser
+
+
+def lines(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    yield from itertools.product(arguments.outputs, arguments.thread_counts or [arguments.threads])
+
+
+def main() -> None:
+    arguments = options().parse_args()
+    if arguments.worker:
+        torch.set_num_threads(arguments.threads)
+        torch.manual_seed(arguments.seed)
+        work = worker if arguments.worker == "sparse" else dense_worker
+        print(json.dumps(work(arguments, arguments.at)))
+        return
+    machine = common.header(arguments.threads)
+    rows = []
+    for outputs, threads in lines(arguments):
+        row = in_process(arguments, "sparse", outputs, threads)
+        row["threads"] = threads
+        if arguments.dense_steps:
+            row["dense"] = in_process(arguments, "dense", outputs, threads)
+        rows.append(row)
+        show(rows[-1:])
+        gc.collect()
+    show(rows)
+    exponent = slope([row for row in rows if row["threads"] == rows[0]["threads"]])
+    print(f"\nstep time grows as N^{exponent:.2f}")
+    settings = common.settings(arguments, "worker", "at")
+    common.save(arguments.json, {"machine": machine, "arguments": settings, "slope": exponent, "scaling": rows})
+
+
+if __name__ == "__main__":
+    main()
