@@ -161,18 +161,18 @@ def slope(rows: list[dict[str, Any]]) -> float:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'outputs':>12s} {'threads':>7s} {'ms/step':>8s} {'dense':>8s} {'ratio':>6s} {'finding':>8s} {'tables':>7s} "
-          f"{'peak':>6s} {'GB':>6s} {'top-1':>6s} {'top-10':>6s}")  # fmt: skip
+    columns = ("threads", "ms/step", "dense", "ratio", "finding", "tables", "peak", "GB", "top-1", "top-10")
+    print(f"\n{'outputs':>12s} " + " ".join(f"{column:>8s}" for column in columns))
     for row in rows:
         if "failed" in row:
-            print(f"{row['outputs']:12,d} {row['threads']:7d} {row['failed']}")
+            print(f"{row['outputs']:12,d} {row['threads']:8d} {row['failed']}")
             continue
         mean, dense = row["step"]["mean"], row["dense"] and row["dense"]["median"]
-        beside = f"{dense * 1e3:8,.0f} {dense / mean:5.0f}x" if dense else f"{'-':>8s} {'-':>6s}"
+        beside = f"{dense * 1e3:8,.0f} {dense / mean:7.0f}x" if dense else f"{'-':>8s} {'-':>8s}"
         print(
-            f"{row['outputs']:12,d} {row['threads']:7d} {mean * 1e3:8.1f} {beside} {row['finding_share']:8.1%} "
-            f"{row['table_bytes_per_weight_byte']:7.1%} {row['peak_per_weights_and_moments']:6.2f} "
-            f"{row['peak_bytes'] / 1e9:6.2f} {row['recall@1']:6.2f} {row['recall@10']:6.2f}"
+            f"{row['outputs']:12,d} {row['threads']:8d} {mean * 1e3:8.1f} {beside} {row['finding_share']:8.1%} "
+            f"{row['table_bytes_per_weight_byte']:8.1%} {row['peak_per_weights_and_moments']:8.2f} "
+            f"{row['peak_bytes'] / 1e9:8.2f} {row['recall@1']:8.2f} {row['recall@10']:8.2f}"
         )
 
 

@@ -49,7 +49,9 @@ def _(
 
 
 @torch.library.register_fake("torch_slide::nearest_centroids")
-def _(x: torch.Tensor, centroids: torch.Tensor, num_tables: int, probes: int) -> torch.Tensor:
+def _(
+    x: torch.Tensor, centroids: torch.Tensor, num_tables: int, probes: int, guides: torch.Tensor | None = None
+) -> torch.Tensor:
     return _codes(x, num_tables, probes)
 
 

@@ -82,9 +82,20 @@ def minhash(x: Tensor, bins: Tensor, detours: Tensor, labels: Tensor, num_tables
     return _packed(digits, num_tables)
 
 
-def nearest_centroids(x: Tensor, centroids: Tensor, num_tables: int, probes: int) -> Tensor:
-    """The centroids of largest inner product, ties by number: centroids [d, L * C] -> [n, L, probes]."""
+def nearest_centroids(
+    x: Tensor, centroids: Tensor, num_tables: int, probes: int, guides: Tensor | None = None
+) -> Tensor:
+    """The centroids of largest inner product, ties by number: centroids [d, L * C] -> [n, L, probes].
+
+    With guides [d, L * G] only those of the ``8 + probes // 2`` groups whose guides have the largest inner products;
+    a group is a run of ``C / G`` centroids.
+    """
     scores = project(x, centroids).view(-1, num_tables, centroids.shape[1] // num_tables)
+    if guides is not None:
+        groups = guides.shape[1] // num_tables
+        nearest = nearest_centroids(x, guides, num_tables, min(groups, 8 + probes // 2)).long()
+        looked_at = torch.zeros(len(x), num_tables, groups, dtype=torch.bool).scatter_(2, nearest, True)
+        scores = scores.masked_fill(~looked_at.repeat_interleave(scores.shape[2] // groups, dim=2), -torch.inf)
     return scores.sort(dim=2, descending=True, stable=True).indices[:, :, :probes].int()
 
 

@@ -1,6 +1,6 @@
 #include "core/centroids.h"
 
-#include <array>
+#include <algorithm>
 #include <limits>
 
 #include "kernels/kernels.h"
@@ -8,21 +8,43 @@
 namespace ts {
 namespace {
 
-// The best centroids of every row of a block so far, best first.
+// The best columns for every row of a block so far, best first.
 class Leaders {
  public:
-  explicit Leaders(size_t probes) : probes_(probes), values_(kRowBlock * probes), numbers_(kRowBlock * probes) {}
+  Leaders(size_t rows, size_t probes)
+      : probes_(probes),
+        bounds_(rows),
+        values_(rows * probes),
+        numbers_(rows * probes),
+        y_(rows * kPanelWidth),
+        masks_(rows) {}
 
   void clear() {
-    bounds_.fill(-std::numeric_limits<float>::infinity());
+    std::fill(bounds_.begin(), bounds_.end(), -std::numeric_limits<float>::infinity());
     std::fill(values_.begin(), values_.end(), -std::numeric_limits<float>::infinity());
     for (size_t i = 0; i < numbers_.size(); ++i) numbers_[i] = static_cast<int32_t>(i % probes_);
   }
 
-  const float* bounds() const { return bounds_.data(); }
   const int32_t* numbers(size_t row) const { return numbers_.data() + row * probes_; }
 
-  // Centroids arrive in ascending order, so that among equals the earlier one stays ahead.
+  // Inner products of rows [n, d] with the `width` columns of a panel, of which the first has the number `first`; row i
+  // is known here as row_of(i). Columns have to come in ascending order: among equals the earlier one stays ahead.
+  template <typename RowOf>
+  void meet(const float* rows, size_t n, size_t d, const float* panel, size_t first, size_t width,
+            const RowOf& row_of) {
+    const HashKernels& kernel = kernels().hash;
+    kernel.project(rows, n, d, panel, y_.data(), kPanelWidth);
+    bounds_met_.resize(n);
+    for (size_t i = 0; i < n; ++i) bounds_met_[i] = bounds_[row_of(i)];
+    kernel.above(y_.data(), n, kPanelWidth, bounds_met_.data(), masks_.data(), 1);
+    for (size_t i = 0; i < n; ++i)
+      for (uint32_t mask = masks_[i] & (UINT32_MAX >> (kPanelWidth - width)); mask != 0; mask &= mask - 1) {
+        const auto c = static_cast<size_t>(__builtin_ctz(mask));
+        offer(row_of(i), y_[i * kPanelWidth + c], first + c);
+      }
+  }
+
+ private:
   void offer(size_t row, float value, size_t number) {
     float* const values = values_.data() + row * probes_;
     int32_t* const numbers = numbers_.data() + row * probes_;
@@ -37,35 +59,76 @@ class Leaders {
     bounds_[row] = values[probes_ - 1];
   }
 
- private:
   size_t probes_;
-  std::array<float, kRowBlock> bounds_;  // what a centroid has to exceed
+  std::vector<float> bounds_;  // what a column has to exceed
   std::vector<float> values_;
   std::vector<int32_t> numbers_;
+  std::vector<float> y_;
+  std::vector<float> bounds_met_;
+  std::vector<uint32_t> masks_;
 };
+
+constexpr auto kInOrder = [](size_t i) { return i; };
+
+// The columns of one table's panels that lead for each of few rows.
+void meet_all(Leaders& leaders, const float* rows, size_t n, const Panels& panels, size_t table, size_t num_tables,
+              size_t columns) {
+  const size_t per_table = panels.count / num_tables;
+  leaders.clear();
+  for (size_t p = 0; p < per_table; ++p) {
+    const size_t first = p * kPanelWidth;
+    leaders.meet(rows, n, panels.d, panels[table * per_table + p], first, std::min(kPanelWidth, columns - first),
+                 kInOrder);
+  }
+}
 
 }  // namespace
 
 void Centroids::codes(const float* x, size_t n, size_t probes, int32_t* codes) const {
-  const HashKernels& kernel = kernels().hash;
-  const size_t panels_per_table = panels.count / num_tables;
-  std::array<float, kRowBlock * kPanelWidth> y;
-  std::array<uint32_t, kRowBlock> masks;
-  Leaders leaders(probes);
+  if (guides.count == 0)
+    all_codes(x, n, probes, codes);
+  else
+    guided_codes(x, n, probes, codes);
+}
+
+void Centroids::all_codes(const float* x, size_t n, size_t probes, int32_t* codes) const {
+  Leaders leaders(kRowBlock, probes);
   for (size_t begin = 0; begin < n; begin += kRowBlock) {
     const size_t rows = std::min(kRowBlock, n - begin);
     for (size_t table = 0; table < num_tables; ++table) {
+      meet_all(leaders, x + begin * panels.d, rows, panels, table, num_tables, per_table);
+      for (size_t r = 0; r < rows; ++r)
+        std::copy_n(leaders.numbers(r), probes, codes + ((begin + r) * num_tables + table) * probes);
+    }
+  }
+}
+
+// The rows of a large block that look at one group are multiplied with its panel together.
+void Centroids::guided_codes(const float* x, size_t n, size_t probes, int32_t* codes) const {
+  constexpr size_t most_rows = 32 * kRowBlock;
+  const size_t d = panels.d, groups = per_table / kPanelWidth, looked_at = std::min(groups, groups_for(probes));
+  const size_t room = std::min(n, most_rows);
+  Leaders nearest(kRowBlock, looked_at), leaders(room, probes);
+  std::vector<int32_t> group_of(room * looked_at);
+  std::vector<float> packed(room * d);
+  for (size_t begin = 0; begin < n; begin += most_rows) {
+    const size_t rows = std::min(most_rows, n - begin);
+    const float* const block = x + begin * d;
+    for (size_t table = 0; table < num_tables; ++table) {
+      for (size_t first = 0; first < rows; first += kRowBlock) {
+        const size_t some = std::min(kRowBlock, rows - first);
+        meet_all(nearest, block + first * d, some, guides, table, num_tables, groups);
+        for (size_t r = 0; r < some; ++r)
+          std::copy_n(nearest.numbers(r), looked_at, group_of.data() + (first + r) * looked_at);
+      }
+      const Members members(group_of.data(), rows * looked_at, groups);
       leaders.clear();
-      for (size_t p = 0; p < panels_per_table; ++p) {
-        const size_t first = p * kPanelWidth, width = std::min(kPanelWidth, per_table - first);
-        kernel.project(x + begin * panels.d, rows, panels.d, panels[table * panels_per_table + p], y.data(),
-                       kPanelWidth);
-        kernel.above(y.data(), rows, kPanelWidth, leaders.bounds(), masks.data(), 1);
-        for (size_t r = 0; r < rows; ++r)
-          for (uint32_t mask = masks[r] & (UINT32_MAX >> (kPanelWidth - width)); mask != 0; mask &= mask - 1) {
-            const auto c = static_cast<size_t>(__builtin_ctz(mask));
-            leaders.offer(r, y[r * kPanelWidth + c], first + c);
-          }
+      for (size_t group = 0; group < groups; ++group) {
+        const size_t* const members_here = members.rows.data() + members.offsets[group];
+        const size_t count = members.offsets[group + 1] - members.offsets[group];
+        const auto row_of = [&](size_t i) { return members_here[i] / looked_at; };
+        for (size_t i = 0; i < count; ++i) std::copy_n(block + row_of(i) * d, d, packed.data() + i * d);
+        leaders.meet(packed.data(), count, d, panels[table * groups + group], group * kPanelWidth, kPanelWidth, row_of);
       }
       for (size_t r = 0; r < rows; ++r)
         std::copy_n(leaders.numbers(r), probes, codes + ((begin + r) * num_tables + table) * probes);

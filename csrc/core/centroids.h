@@ -11,9 +11,19 @@ struct Centroids {
   Panels panels;  // the panels of one table behind those of another
   size_t num_tables;
   size_t per_table;
+  // With guides every panel of centroids is a group, with one guide (its direction) for each: only centroids of the
+  // groups with the best guides are looked at, as in a tree of two levels (Nister and Stewenius, CVPR 2006).
+  Panels guides{nullptr, 0, 0};
 
   // x [n, d] -> codes [n, num_tables, probes]: the centroids of largest inner product, best first, ties by number.
   void codes(const float* x, size_t n, size_t probes, int32_t* codes) const;
+
+  // How many groups are looked at for so many probes.
+  static size_t groups_for(size_t probes) { return 8 + probes / 2; }
+
+ private:
+  void all_codes(const float* x, size_t n, size_t probes, int32_t* codes) const;
+  void guided_codes(const float* x, size_t n, size_t probes, int32_t* codes) const;
 };
 
 // The rows of every cluster in ascending order: those of cluster c are rows[offsets[c]] to rows[offsets[c + 1] - 1].

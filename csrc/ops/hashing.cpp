@@ -135,15 +135,24 @@ Tensor minhash(const Tensor& x, const Tensor& bins, const Tensor& detours, const
 }
 
 // x [n, d], centroids [d, L * C] -> int32 [n, L, probes]
-Tensor nearest_centroids(const Tensor& x, const Tensor& centroids, int64_t num_tables, int64_t probes) {
+Tensor nearest_centroids(const Tensor& x, const Tensor& centroids, int64_t num_tables, int64_t probes,
+                         const std::optional<Tensor>& guides) {
   constexpr const char* op = "nearest_centroids";
   require_columns(x, centroids, num_tables, op, "centroids");
   const size_t d = x.size(1), columns = centroids.size(1), per_table = columns / num_tables;
   require(probes >= 1 && probes <= static_cast<int64_t>(per_table), op, "probes", "between 1 and a table's centroids");
   const float* const px = data<float>(x, op, "x");
   const std::vector<float> panels = pack(data<float>(centroids, op, "centroids"), d, columns, num_tables);
-  const Centroids tables{
-      {panels.data(), d, num_tables * panels_for(per_table)}, static_cast<size_t>(num_tables), per_table};
+  Centroids tables{{panels.data(), d, num_tables * panels_for(per_table)}, static_cast<size_t>(num_tables), per_table};
+  std::vector<float> guide_panels;
+  if (guides.has_value()) {
+    require_columns(x, *guides, num_tables, op, "guides");
+    const size_t guide_columns = guides->size(1), groups = guide_columns / num_tables;
+    require(groups * kPanelWidth == per_table, op, "guides", "one for every 32 centroids");
+    require(probes <= static_cast<int64_t>(kPanelWidth), op, "probes", "at most 32 with guides");
+    guide_panels = pack(data<float>(*guides, op, "guides"), d, guide_columns, num_tables);
+    tables.guides = {guide_panels.data(), d, num_tables * panels_for(groups)};
+  }
   Tensor codes = empty<int32_t>({x.size(0), num_tables, probes});
   int32_t* const to = mutable_data<int32_t>(codes, op, "codes");
   parallel(x.size(0), kRowBlock, [&](int64_t begin, int64_t end) {
@@ -172,7 +181,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
   m.def("simhash(Tensor x, Tensor projections, int num_tables, int probes) -> Tensor");
   m.def("winner_take_all(Tensor x, Tensor bins, Tensor? detours, int num_tables) -> Tensor");
   m.def("minhash(Tensor x, Tensor bins, Tensor detours, Tensor labels, int num_tables, int top) -> Tensor");
-  m.def("nearest_centroids(Tensor x, Tensor centroids, int num_tables, int probes) -> Tensor");
+  m.def("nearest_centroids(Tensor x, Tensor centroids, int num_tables, int probes, Tensor? guides=None) -> Tensor");
   m.def("cluster_sums(Tensor x, Tensor codes, int num_clusters) -> Tensor");
 }
 
