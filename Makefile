@@ -53,7 +53,7 @@ sanitize: $(VENV)/.installed  ## the C++ under AddressSanitizer, UndefinedBehavi
 bench: $(VENV)/.built  ## training steps against the best dense ones
 	$(BIN)/python benchmarks/training_step.py
 
-readme: $(VENV)/.installed  ## the tables of README.md from benchmarks/results
+readme: $(VENV)/.installed  ## the tables of README.md and benchmarks/README.md from benchmarks/results
 	$(BIN)/python benchmarks/readme_tables.py
 
 clean:  ## removes what was built

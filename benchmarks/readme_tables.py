@@ -1,6 +1,8 @@
-"""Writes the measured tables of README.md from the JSON files of training_step.py, per_sample.py and accuracy.py.
+"""Writes the measured tables of README.md and of benchmarks/README.md from the JSON files of the benchmarks.
 
     python benchmarks/readme_tables.py [--results benchmarks/results] [--check]
+
+README.md has those of training_step.py, per_sample.py and accuracy.py, benchmarks/README.md those of kernels.py.
 
 Each table stands between two HTML comments; what no file has measured says "not measured".
 """
@@ -147,6 +149,62 @@ def accuracy(runs: list[Run]) -> str:
     return table("test accuracy, %", rows) + machines([run for run in runs if run["epochs"]])
 
 
+def roofs_line(roofs: dict[str, Any]) -> str:
+    """What the machine can do, in words."""
+
+    def product(name: str) -> str:
+        return f"{roofs[name]['per_second'] / 1e9:.0f} GFLOP/s [{' x '.join(map(str, roofs[name]['shape']))}]"
+
+    rows = max(roofs["random rows"]["rows_per_second"].values()) / 1e6
+    return (
+        f"Roofs: float32 products {product('square product')} and, in the step's shape, "
+        f"{product('product of the step')}; {roofs['stream']['per_second'] / 1e9:.1f} GB/s in sequence; "
+        f"{rows:.1f} million random rows of {roofs['random rows']['row_bytes']} bytes a second."
+    )
+
+
+def stage_row(name: str, stage: dict[str, Any]) -> str:
+    megabytes = (stage["streamed"] + stage["random"]) / 1e6
+    return (
+        f"| {name} | {stage['median'] * 1e3:,.2f} | {stage['flops'] / 1e9:.2f} | {megabytes:,.1f} | "
+        f"{stage['bound'] * 1e3:,.2f} ({stage['bound_by']}) | {100 * stage['share']:.0f} % |"
+    )
+
+
+def stages(runs: list[Run]) -> str:
+    """For each run of kernels.py: its stages against their bounds, their sum and the whole step."""
+    texts = []
+    for run in runs:
+        arguments, sizes = run["arguments"], run["sizes"]
+        parts = {part: [] for part in ("step", "rehash", "alone")}
+        for name, stage in run["stages"].items():
+            parts[stage["part"]].append(stage_row(name, stage))
+        whole, total, bounds = run["whole_step"]["median"], run["sum_of_stages"], run["sum_of_bounds"]
+        rehash = f"a step's share of rehashes, one in {run['interval']} steps"
+        lines = [
+            f"{arguments['family']}, {int(arguments['outputs']):,} outputs, hidden {arguments['hidden']}, batch "
+            f"{arguments['batch_size']}, {sizes['candidates']:,.0f} candidates with the labels. "
+            + roofs_line(run["roofs"]) + machines([run]).replace("\n\n", " "),
+            "",
+            "| stage | ms | GFLOP | MB | bound, ms | share of the bound |",
+            "|---|---|---|---|---|---|",
+            *parts["step"],
+            f"| sum of the stages | {total * 1e3:.2f} | | | {bounds * 1e3:.2f} | {100 * bounds / total:.0f} % |",
+            f"| Python, autograd, batch | {run['remainder'] * 1e3:.2f} | | | | |",
+            f"| whole step without rehash | {whole * 1e3:.2f} | | | | {100 * bounds / whole:.0f} % |",
+            f"| {rehash} | {run['rehash_per_step'] * 1e3:.2f} | | | | |",
+            *parts["rehash"],
+            *parts["alone"],
+        ]  # fmt: skip
+        texts.append("\n".join(lines))
+    return "\n\n".join(texts) or MISSING
+
+
+def load_stages(folder: Path) -> list[Run]:
+    """The results of kernels.py."""
+    return [json.loads(path.read_text()) for path in sorted(folder.rglob("kernels*.json"))]
+
+
 def load(folder: Path) -> tuple[list[Run], list[Run], list[Run]]:
     """The results of training_step.py, of accuracy.py and of per_sample.py, told apart by what they hold."""
     steps, accuracies, samples = [], [], []
@@ -180,17 +238,24 @@ def rewritten(text: str, results: Path) -> str:
     return text
 
 
+def rewritten_stages(text: str, results: Path) -> str:
+    return replace_table(text, "stages", stages(load_stages(results)))
+
+
 def main(argv: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON files")
     options.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file to rewrite")
+    options.add_argument("--stages-readme", type=Path, default=ROOT / "benchmarks" / "README.md", help="another one")
     options.add_argument("--check", action="store_true", help="write nothing; fail if the tables are not up to date")
     arguments = options.parse_args(argv)
-    before = arguments.readme.read_text()
-    after = rewritten(before, arguments.results)
+    files = {arguments.readme: rewritten, arguments.stages_readme: rewritten_stages}
+    before = {path: path.read_text() for path in files}
+    after = {path: rewrite(before[path], arguments.results) for path, rewrite in files.items()}
     if arguments.check:
         return int(after != before)
-    arguments.readme.write_text(after)
+    for path, text in after.items():
+        path.write_text(text)
     return 0
 
 

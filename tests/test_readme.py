@@ -10,6 +10,7 @@ import torch_slide as ts
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+BENCHMARKS_README = (ROOT / "benchmarks" / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
@@ -57,7 +58,26 @@ def test_the_tables_are_those_of_the_committed_results(tables):
     assert tables.rewritten(README, ROOT / "benchmarks" / "results") == README
 
 
+def test_the_stages_are_those_of_the_committed_results(tables):
+    assert tables.rewritten_stages(BENCHMARKS_README, ROOT / "benchmarks" / "results") == BENCHMARKS_README
+
+
+def test_check_and_rewrite_cover_both_files(tables, tmp_path):
+    files = {"--readme": tmp_path / "README.md", "--stages-readme": tmp_path / "benchmarks.md"}
+    options = [str(word) for pair in files.items() for word in pair]
+    for path, text in zip(files.values(), (README, BENCHMARKS_README), strict=True):
+        path.write_text(text)
+    assert tables.main([*options, "--check"]) == 0
+    for path, text in zip(files.values(), (README, BENCHMARKS_README), strict=True):
+        path.write_text(re.sub(r"(<!-- (?:speed|stages): .*-->\n)", r"\1something else\n", text))
+        assert tables.main([*options, "--check"]) == 1
+        assert tables.main(options) == 0
+        assert path.read_text() == text
+
+
 def test_tables_without_any_result_say_so(tables, tmp_path):
+    stages = tables.rewritten_stages(BENCHMARKS_README, tmp_path).split("<!-- stages")[1].split("<!-- end of stages")[0]
+    assert stages.partition("\n")[2] == f"{tables.MISSING}\n"
     text = tables.rewritten(README, tmp_path)
     speed = text.split("<!-- speed")[1].split("<!-- end of speed")[0]
     assert speed.count(tables.MISSING) == 6 * 3
