@@ -17,6 +17,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,13 @@ from torch_slide.train.problems import Problem
 
 METHODS = ("dense", "kmeans", "simhash", "uniform")
 # Options younger than the first results, which do not name them: recorded only when they are not as here.
-LATER_OPTIONS = {"no_logq": False, "evals_per_epoch": 1, "max_tokens": common.MAX_TOKENS}
+LATER_OPTIONS = {
+    "no_logq": False,
+    "evals_per_epoch": 1,
+    "max_tokens": common.MAX_TOKENS,
+    "bf16": False,
+    "rowwise": False,
+}
 
 
 class OnDevice(nn.Module):
@@ -88,6 +95,7 @@ def run_name(arguments: argparse.Namespace) -> str:
         parts.append("uncorrected")
     if arguments.no_logq:
         parts.append("nologq")
+    parts += [name for name in ("bf16", "rowwise") if getattr(arguments, name)]
     if arguments.device != "cpu":
         parts.append(arguments.device)
     if arguments.decay:
@@ -118,6 +126,10 @@ class Run:
     optimizers: list[torch.optim.Optimizer]
     loss_of: Callable[[Any, Any], Tensor]
 
+    def autocast(self) -> AbstractContextManager[object]:
+        """Where float32 hidden vectors may meet weights in bfloat16."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.arguments.bf16)
+
     @property
     def steps_per_epoch(self) -> int:
         """Batches of one pass over the training rows."""
@@ -132,7 +144,8 @@ class Run:
         batches = data.batches(self.problem.train, batch_size, order, first)
         losses = []
         for step, batch in enumerate(itertools.islice(batches, end - first), first):
-            loss = self.loss_of(self.model, to(batch, self.arguments.device))
+            with self.autocast():
+                loss = self.loss_of(self.model, to(batch, self.arguments.device))
             loss.backward()
             rate = learning_rate(epoch + step * batch_size / len(rows), self.arguments)
             for optimizer in self.optimizers:
@@ -146,7 +159,8 @@ class Run:
     def measure(self) -> dict[str, Any]:
         """Exact metrics over the whole test set."""
         problem, model = self.problem, OnDevice(self.model, self.arguments.device)
-        return metrics.evaluate(model, problem.test, problem.test_rows, problem.num_outputs, problem.metrics)
+        with self.autocast():
+            return metrics.evaluate(model, problem.test, problem.test_rows, problem.num_outputs, problem.metrics)
 
     def save(self, path: Path, result: dict[str, Any]) -> None:
         """Writes the checkpoint, with the results so far."""
@@ -176,7 +190,9 @@ def start(arguments: argparse.Namespace) -> Run:
     head = make_head(arguments.method, arguments.hidden, problem.num_outputs, arguments)
     model = problem.network(problem.num_inputs, head, relu=arguments.relu).to(arguments.device)
     if arguments.method != "dense":
-        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)
+        if arguments.bf16:
+            head.to(torch.bfloat16)
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, rowwise=arguments.rowwise)
         return Run(arguments, problem, model, [optimizer], problem.loss)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     optimizers = [
@@ -200,6 +216,8 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     options.add_argument("--no-correction", action="store_true")
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
+    options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
+    options.add_argument("--rowwise", action="store_true", help="one second moment a row, in sparse runs")
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
     return options

@@ -101,7 +101,9 @@ def label_of(arguments: dict[str, str]) -> str:
     uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
     logq = ", without logQ" if arguments.get("no_logq") == "True" else ""
     relu = ", ReLU" if arguments["relu"] == "True" else ""
-    return arguments["method"] + relu + active + uncorrected + logq
+    low = ", bf16 weights" if arguments.get("bf16") == "True" else ""
+    rowwise = ", one second moment a row" if arguments.get("rowwise") == "True" else ""
+    return arguments["method"] + relu + active + uncorrected + logq + low + rowwise
 
 
 def whole_epochs(run: Run) -> list[dict[str, Any]]:

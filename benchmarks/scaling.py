@@ -44,7 +44,9 @@ def lsh_config(arguments: argparse.Namespace, outputs: int) -> ts.LSHConfig:
     changes = {"selector": "uniform"} if arguments.family == "uniform" else {}
     family = "kmeans" if arguments.family == "uniform" else arguments.family
     config = ts.LSHConfig.auto(arguments.hidden, outputs, family=family).replace(seed=arguments.seed, **changes)
-    given = {name: getattr(arguments, name) for name in ("num_active", "probes") if getattr(arguments, name)}
+    given = {
+        name: getattr(arguments, name) for name in ("num_active", "num_tables", "probes") if getattr(arguments, name)
+    }
     return config.replace(**given)
 
 
@@ -182,6 +184,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--thread-counts", type=int, nargs="+", help="default: --threads")
     parser.add_argument("--family", choices=["kmeans", "simhash", "uniform"], default="kmeans")
     parser.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
+    parser.add_argument("--num-tables", type=int, help="default: what LSHConfig.auto says")
     parser.add_argument("--probes", type=int, help="default: what LSHConfig.auto says")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=512)

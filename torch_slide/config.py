@@ -18,11 +18,11 @@ STRATEGIES: Final = ("vanilla", "topk", "threshold")
 # LSHConfig.auto: candidates beyond the labels, of which some are hubs and some the uniform tail (benchmarks/README.md
 # has the accuracy), probes of a query, and room in a bucket over its mean occupancy.
 _DEFAULT_ACTIVE, _DEFAULT_HUBS, _DEFAULT_UNIFORM = 1024, 64, 0.375
-_PROBES = 1
+_PROBES = 4
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
-_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (4, 2, 1))
+_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
 _MAX_CODE_BITS = (20, 13)
 # Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)

@@ -20,6 +20,9 @@ _CHUNK = 4096
 _BEYOND_NORM = 0.01
 # Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row.
 _NORM_DRIFT = 1.4
+# Every rehash asks for that quantile and for the largest norms: a sample serves the first, blocks' maxima the second.
+_NORM_SAMPLE = 1 << 16
+_BLOCK = 1024
 
 
 class HashTables:
@@ -90,7 +93,7 @@ class HashTables:
         else:
             self.state["norms"][rows] = norms
         hubs = self.state["hubs"]
-        hubs.copy_(torch.topk(self.state["norms"], len(hubs)).indices)
+        hubs.copy_(_largest(self.state["norms"], len(hubs)))
 
     @torch.no_grad()
     def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
@@ -166,8 +169,20 @@ class _Vectors:
 
 
 def _typical_norm(norms: Tensor) -> float:
-    rank = max(1, round(len(norms) * (1 - _BEYOND_NORM)))
-    return max(float(norms.kthvalue(rank).values), torch.finfo(torch.float32).tiny)
+    sample = norms[:: max(1, len(norms) // _NORM_SAMPLE)]
+    rank = max(1, round(len(sample) * (1 - _BEYOND_NORM)))
+    return max(float(sample.kthvalue(rank).values), torch.finfo(torch.float32).tiny)
+
+
+def _largest(norms: Tensor, count: int) -> Tensor:
+    """Where the largest norms are, the largest first; a block without one of the largest maxima has none of them."""
+    whole = len(norms) // _BLOCK
+    if whole <= count:
+        return torch.topk(norms, count).indices
+    blocks = torch.topk(norms[: whole * _BLOCK].view(whole, _BLOCK).amax(1), count).indices.sort().values
+    inside = (blocks[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
+    rows = torch.cat([inside, torch.arange(whole * _BLOCK, len(norms))])
+    return rows[torch.topk(norms[rows], count).indices]
 
 
 def _checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:

@@ -20,8 +20,9 @@ void Selector::take(int64_t id, Kind kind) {
   chosen_.push_back({static_cast<int32_t>(id), kind});
 }
 
-// A bucket that many queries probe is read once: its members get all those votes together.
-void Selector::vote(const Group& group, const TablesQuery& tables) {
+// A bucket that many queries probe is read once: its members get all those votes together. Buckets with most votes come
+// first, until there are many times more members than places: the members of all others have a vote or two to add.
+void Selector::vote(const Group& group, const TablesQuery& tables, int64_t wanted) {
   for (int64_t q = 0; q < group.num_queries; ++q)
     for (int64_t table = 0; table < tables.num_tables; ++table)
       for (int64_t probe = 0; probe < group.probes; ++probe) {
@@ -29,13 +30,21 @@ void Selector::vote(const Group& group, const TablesQuery& tables) {
         const int64_t bucket = table * tables.num_buckets + code;
         if (tally_[bucket]++ == 0) probed_.push_back(bucket);
       }
+  const auto size_of = [&](int64_t bucket) { return std::min<int64_t>(tables.counts[bucket], tables.capacity); };
+  int64_t left = kMembersPerHit * std::max<int64_t>(wanted, 1), members_probed = 0;
+  for (const int64_t bucket : probed_) members_probed += size_of(bucket);
+  if (members_probed > left)
+    std::sort(probed_.begin(), probed_.end(),
+              [&](int64_t a, int64_t b) { return tally_[a] != tally_[b] ? tally_[a] > tally_[b] : a < b; });
   for (size_t i = 0; i < probed_.size(); ++i) {
     constexpr size_t ahead = 8;
     if (i + ahead < probed_.size()) __builtin_prefetch(tables.buckets + probed_[i + ahead] * tables.capacity);
     const int64_t bucket = probed_[i];
     const uint32_t votes = tally_[bucket];
     tally_[bucket] = 0;
-    const int64_t size = std::min<int64_t>(tables.counts[bucket], tables.capacity);
+    if (left <= 0) continue;
+    const int64_t size = size_of(bucket);
+    left -= size;
     const int32_t* const members = tables.buckets + bucket * tables.capacity;
     for (int64_t j = 0; j < size; ++j) {
       uint32_t& row_votes = votes_[members[j]];
@@ -161,7 +170,7 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   chosen_.clear();
   touched_.clear();
   const bool by_votes = budget.strategy != Strategy::vanilla;
-  if (by_votes && tables.num_tables > 0) vote(group, tables);
+  if (by_votes && tables.num_tables > 0) vote(group, tables, budget.num_active - budget.min_uniform);
 
   Counts counts;
   for (int64_t i = 0; i < group.num_labels; ++i) {

@@ -58,7 +58,7 @@ class Selector {
     Kind kind;
   };
   void reserve(int64_t num_rows, int64_t num_buckets);
-  void vote(const Group& group, const TablesQuery& tables);
+  void vote(const Group& group, const TablesQuery& tables, int64_t wanted);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
   // What makes a row a hit: more than `tied` votes, or so many and luck.
   struct Lottery {
@@ -71,6 +71,7 @@ class Selector {
   void take(int64_t id, Kind kind);
   bool taken(int64_t id) const { return (votes_[id] & kTaken) != 0; }
 
+  static constexpr int64_t kMembersPerHit = 32;
   static constexpr uint32_t kTaken = 1u << 31;
   static constexpr uint32_t kHub = 1u << 30;  // a label that is a hub as well
   static constexpr uint32_t kVotes = kHub - 1;
