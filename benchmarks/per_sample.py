@@ -1,12 +1,16 @@
-"""The paper's own mode, a candidate set for each sample, and a hidden sparse layer: against dense layers, in turn.
+"""SLIDE's shape, with candidates of each sample's own or shared by the batch, and a hidden sparse layer: against dense.
 
     python benchmarks/per_sample.py --json results.json
+    python benchmarks/per_sample.py --batch-size 1024 --families --json results.json
 
-The output layer has SLIDE's shape: 100,000 outputs, hidden 128, batch 128, 77 non-zero inputs of 135,909. The hidden
-layer has 100,000 neurons of which 1 % are active, and is timed alone, forward and backward.
+The output layer has SLIDE's shape: 100,000 outputs, hidden 128, batch 128, 77 non-zero inputs of 135,909. A candidate
+set for each sample is the paper's own mode. The hidden layer has 100,000 neurons of which 1 % are active, and is timed
+alone, forward and backward. Competitors run in turn.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import common
 import torch
@@ -16,7 +20,7 @@ from torch import Tensor, nn
 import torch_slide as ts
 from torch_slide.train.models import dense_cross_entropy
 
-INPUTS, NON_ZEROS, HIDDEN, OUTPUTS, BATCH = 135_909, 77, 128, 100_000, 128
+INPUTS, NON_ZEROS, HIDDEN, OUTPUTS = 135_909, 77, 128, 100_000
 
 
 class Network(nn.Module):
@@ -24,7 +28,7 @@ class Network(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        self.embedding = nn.EmbeddingBag(INPUTS, HIDDEN, mode="sum", sparse=True)
+        self.embedding = ts.nn.EmbeddingBag(INPUTS, HIDDEN, mode="sum")
         self.head = head
 
     def hidden(self, ids: Tensor) -> Tensor:
@@ -32,12 +36,12 @@ class Network(nn.Module):
         return torch.relu(self.embedding(ids))
 
 
-def batches(seed: int, count: int = 64) -> list[tuple[Tensor, Tensor]]:
+def batches(batch_size: int, seed: int, count: int = 64) -> list[tuple[Tensor, Tensor]]:
     """Inputs drawn by a power law, as words are; labels that depend on them."""
     generator = torch.Generator().manual_seed(seed)
     ranks = torch.arange(1, INPUTS + 1, dtype=torch.float64)
-    words = torch.multinomial(1 / ranks, count * BATCH * NON_ZEROS, replacement=True, generator=generator)
-    ids = words.view(count, BATCH, NON_ZEROS)
+    words = torch.multinomial(1 / ranks, count * batch_size * NON_ZEROS, replacement=True, generator=generator)
+    ids = words.view(count, batch_size, NON_ZEROS)
     labels = (ids.amax(2) * 7919) % OUTPUTS
     return list(zip(ids, labels, strict=True))
 
@@ -45,11 +49,13 @@ def batches(seed: int, count: int = 64) -> list[tuple[Tensor, Tensor]]:
 def slide_config(num_active: int, family: str) -> ts.LSHConfig:
     """The paper's settings: many tables, vanilla or by votes, buckets of 128."""
     config = ts.LSHConfig.auto(HIDDEN, OUTPUTS, family=family)
-    return config.replace(selection="sample", num_active=num_active, num_hubs=0, uniform_fraction=0.25)
+    # One sample finds enough in as many buckets as there are tables, twice that with k-means.
+    probes = 2 if family == "kmeans" else 4
+    return config.replace(selection="sample", num_active=num_active, probes=probes, num_hubs=0, uniform_fraction=0.25)
 
 
-def output_steps(num_active: int, families: list[str], lr: float, seed: int) -> tuple[dict, dict]:
-    data = batches(seed)
+def output_steps(arguments: argparse.Namespace) -> tuple[dict, dict]:
+    data, lr = batches(arguments.batch_size, arguments.seed), arguments.lr
     competitors, heads = {}, {}
 
     def dense(chunked: bool) -> object:
@@ -75,12 +81,12 @@ def output_steps(num_active: int, families: list[str], lr: float, seed: int) -> 
 
         return step
 
-    def sparse(family: str) -> object:
-        head = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=slide_config(num_active, family), sparse_grad=True)
+    def sparse(name: str, config: ts.LSHConfig) -> object:
+        head = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=config, sparse_grad=True)
         model = Network(head)
         optimizer = ts.optim.LazyAdam(model.parameters(), lr=lr)
         turn = iter(range(10**9))
-        heads[family] = head
+        heads[name] = head
 
         def step() -> None:
             ids, labels = data[next(turn) % len(data)]
@@ -92,12 +98,15 @@ def output_steps(num_active: int, families: list[str], lr: float, seed: int) -> 
 
     competitors["nn.Linear + cross_entropy"] = (dense(False), 5)
     competitors["linear_cross_entropy, chunks of 256"] = (dense(True), 5)
-    for family in families:
-        competitors[f"sparse per sample, {family}, LazyAdam"] = (sparse(family), 100)
+    configs = {f"per sample, {family}": slide_config(arguments.num_active, family) for family in arguments.families}
+    for family in ("kmeans", "simhash"):
+        configs[f"shared by the batch, {family}"] = ts.LSHConfig.auto(HIDDEN, OUTPUTS, family=family)
+    for name, config in configs.items():
+        competitors[f"sparse {name}, LazyAdam"] = (sparse(name, config), 100 if config.selection == "sample" else 200)
     return competitors, heads
 
 
-def hidden_steps(seed: int) -> dict:
+def hidden_steps(batch_size: int, seed: int) -> dict:
     torch.manual_seed(seed)
     dense = nn.Linear(HIDDEN, OUTPUTS)
     config = slide_config(OUTPUTS // 100, "kmeans").replace(uniform_fraction=0.0)
@@ -106,10 +115,10 @@ def hidden_steps(seed: int) -> dict:
         "per sample, vanilla": config.replace(strategy="vanilla"),
         "shared by the batch": config.replace(selection="batch"),
     }
-    x = torch.relu(torch.randn(BATCH, HIDDEN)).requires_grad_()
+    x = torch.relu(torch.randn(batch_size, HIDDEN)).requires_grad_()
 
     def dense_step() -> None:
-        dense(x).backward(torch.ones(BATCH, OUTPUTS))
+        dense(x).backward(torch.ones(batch_size, OUTPUTS))
         dense.zero_grad()
 
     def sparse_step(lsh: ts.LSHConfig) -> object:
@@ -131,23 +140,39 @@ def hidden_steps(seed: int) -> dict:
 
 def main() -> None:
     options = common.parser(__doc__.splitlines()[0])
-    options.add_argument("--num-active", type=int, default=1000)
-    options.add_argument("--families", nargs="+", default=["kmeans", "simhash"])
+    options.add_argument("--batch-size", type=int, default=128)
+    options.add_argument("--num-active", type=int, default=1000, help="of each sample; shared: as LSHConfig.auto says")
+    options.add_argument("--families", nargs="*", default=["kmeans", "simhash"], help="of the per-sample lines")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--lr", type=float, default=1e-3)
     arguments = options.parse_args()
     machine = common.header(arguments.threads)
     torch.manual_seed(arguments.seed)
-    competitors, heads = output_steps(arguments.num_active, arguments.families, arguments.lr, arguments.seed)
+    competitors, heads = output_steps(arguments)
     output = common.alternate(competitors, arguments.rounds)
     best = min(list(competitors)[:2], key=lambda name: output[name]["median"])
-    common.show(f"{OUTPUTS} outputs, hidden {HIDDEN}, batch {BATCH}, {NON_ZEROS} non-zeros", output, best)
+    common.show(
+        f"{OUTPUTS} outputs, hidden {HIDDEN}, batch {arguments.batch_size}, {NON_ZEROS} non-zeros", output, best
+    )
     stats = {family: head.stats() for family, head in heads.items()}
     for family, values in stats.items():
         print(family, "  ".join(f"{key}={value:.3g}" for key, value in values.items()))
-    hidden = common.alternate(hidden_steps(arguments.seed), arguments.rounds)
-    common.show(f"hidden layer of {OUTPUTS}, 1 % active, batch {BATCH}, forward and backward", hidden, "nn.Linear")
-    common.save(arguments.json, {"machine": machine, "output": output, "hidden": hidden, "stats": stats})
+    hidden = common.alternate(hidden_steps(arguments.batch_size, arguments.seed), arguments.rounds)
+    common.show(
+        f"hidden layer of {OUTPUTS}, 1 % active, batch {arguments.batch_size}, forward and backward",
+        hidden,
+        "nn.Linear",
+    )
+    common.save(
+        arguments.json,
+        {
+            "machine": machine,
+            "arguments": common.settings(arguments),
+            "output": output,
+            "hidden": hidden,
+            "stats": stats,
+        },
+    )
 
 
 if __name__ == "__main__":

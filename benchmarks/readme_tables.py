@@ -78,15 +78,17 @@ def speed(runs: list[Run]) -> str:
 
 def per_sample(runs: list[Run]) -> str:
     """Median milliseconds of each competitor of per_sample.py, and how many of them the best dense step lasts."""
-    lines = ["| candidates of each sample's own | ms a step | speed-up |", "|---|---|---|"]
-    titles = {"output": "100,000 outputs, 1,000 active", "hidden": "hidden layer of 100,000, 1,000 active"}
+    lines = ["| at SLIDE's shape | ms a step | speed-up |", "|---|---|---|"]
+    titles = {"output": "100,000 outputs", "hidden": "hidden layer of 100,000, 1 % active"}
     for part, title in titles.items():
-        results = {name: values["median"] for run in runs for name, values in run[part].items()}
-        dense = [seconds for name, seconds in results.items() if not is_sparse(name)]
-        for name, seconds in results.items():
-            speed_up = f"{min(dense) / seconds:.1f}x" if is_sparse(name) else ""
-            lines.append(f"| {title}: {name} | {seconds * 1e3:.1f} | {speed_up} |")
-        if not results:
+        for run in runs:
+            batch = run.get("arguments", {}).get("batch_size", "128")
+            results = {name: values["median"] for name, values in run[part].items()}
+            dense = [seconds for name, seconds in results.items() if not is_sparse(name)]
+            for name, seconds in results.items():
+                speed_up = f"{min(dense) / seconds:.1f}x" if is_sparse(name) else ""
+                lines.append(f"| {title}, batch {batch}: {name} | {seconds * 1e3:.1f} | {speed_up} |")
+        if not runs:
             lines.append(f"| {title} | {MISSING} | |")
     return "\n".join(lines) + machines(runs)
 
