@@ -50,11 +50,12 @@ wheel: $(VENV)/.installed  ## an abi3 wheel in dist/, installed into an empty en
 sanitize: $(VENV)/.installed  ## the C++ under AddressSanitizer, UndefinedBehaviorSanitizer and valgrind
 	tests/sanitize.sh $(BIN)/python
 
-bench: $(VENV)/.built  ## training steps against the best dense ones
-	$(BIN)/python benchmarks/training_step.py
+bench: $(VENV)/.built  ## every benchmark of time in a short form: the whole table in under 10 minutes
+	$(BIN)/python benchmarks/suite.py
 
-readme: $(VENV)/.installed  ## the tables of README.md and benchmarks/README.md from benchmarks/results
+readme: $(VENV)/.installed  ## the tables and pictures of the READMEs from benchmarks/results
 	$(BIN)/python benchmarks/readme_tables.py
+	$(BIN)/python benchmarks/plots.py
 
 clean:  ## removes what was built
 	rm -rf build dist *.egg-info torch_slide/*.so $(VENV)/.built

@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import accuracy_tables
+import peer_tables
+from accuracy_tables import MISSING, Run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS = {
@@ -35,15 +37,15 @@ SPARSE = {
     "sparse, uniform, LazyAdam": "uniform sampling, LazyAdam (the control)",
     "sparse, unchanged loop, torch Adam(fused)": "unchanged loop with torch's Adam(fused=True)",
 }
-METHODS = ("dense", "simhash", "kmeans", "uniform")
-METRICS = {"web-links": ("P@1", "P@5"), "citeulike-tags": ("P@1", "P@5"), "diginetica": ("HR@1", "HR@20")}
-MISSING = "not measured"
+STEPS = {
+    **PROBLEMS,
+    "planted-670091": "planted, 670,091 outputs",
+    "planted-3000000": "planted, 3,000,000",
+}
 
-Run = dict[str, Any]
 
-
-def table(title: str, rows: dict[str, list[str]]) -> str:
-    lines = [f"| {title} | " + " | ".join(PROBLEMS.values()) + " |", "|---" * (len(PROBLEMS) + 1) + "|"]
+def table(title: str, rows: dict[str, list[str]], columns: dict[str, str] = PROBLEMS) -> str:
+    lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
 
 
@@ -59,7 +61,7 @@ def machines(runs: list[Run]) -> str:
 
 def speed(runs: list[Run]) -> str:
     """Median milliseconds of a step and, of sparse ones, how many of them the best dense step lasts."""
-    by_problem = {run["arguments"]["problem"]: run["results"] for run in runs}
+    by_problem = {step_name(run): run["results"] for run in runs}
 
     def cell(problem: str, name: str) -> str:
         # What did not run, for want of memory say, has a reason in the place of its figures.
@@ -72,8 +74,14 @@ def speed(runs: list[Run]) -> str:
         dense = [medians[key] for key in DENSE if key in medians]
         return f"{seconds * 1e3:.1f}" + (f" ({min(dense) / seconds:.0f}x)" if dense else "")
 
-    rows = {title: [cell(problem, name) for problem in PROBLEMS] for name, title in (DENSE | SPARSE).items()}
-    return table("ms a step", rows) + machines(runs)
+    rows = {title: [cell(problem, name) for problem in STEPS] for name, title in (DENSE | SPARSE).items()}
+    return table("ms a step", rows, STEPS) + machines(runs)
+
+
+def step_name(run: Run) -> str:
+    """The problem, with its size if that is free."""
+    problem = run["arguments"]["problem"]
+    return f"{problem}-{run['arguments']['outputs']}" if problem == "planted" else problem
 
 
 def per_sample(runs: list[Run]) -> str:
@@ -97,60 +105,11 @@ def is_sparse(name: str) -> bool:
     return "sparse" in name
 
 
-def label_of(arguments: dict[str, str]) -> str:
-    """The method, with what makes it other than the default."""
-    active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
-    uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
-    logq = ", without logQ" if arguments.get("no_logq") == "True" else ""
-    relu = ", ReLU" if arguments["relu"] == "True" else ""
-    low = ", bf16 weights" if arguments.get("bf16") == "True" else ""
-    rowwise = ", one second moment a row" if arguments.get("rowwise") == "True" else ""
-    return arguments["method"] + relu + active + uncorrected + logq + low + rowwise
-
-
-def whole_epochs(run: Run) -> list[dict[str, Any]]:
-    """The measurements at the ends of epochs, of a run that may have been measured within them too."""
-    return [measured for measured in run["epochs"] if measured["epoch"] == int(measured["epoch"])]
-
-
 def accuracy(runs: list[Run]) -> str:
-    """Test metrics after as many epochs as every method of the problem has, at each method's best learning rate."""
-    runs = [{**run, "epochs": whole_epochs(run)} for run in runs]
-    grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run["epochs"]:
-            grouped[run["arguments"]["problem"], label_of(run["arguments"])][run["arguments"]["lr"]].append(run)
-    epochs = {
-        problem: min(
-            max(len(run["epochs"]) for of_lr in by_lr.values() for run in of_lr)
-            for (other, _), by_lr in grouped.items()
-            if other == problem
-        )
-        for problem, _ in grouped
-    }
-
-    def means(of_lr: list[Run], problem: str) -> tuple[float, ...]:
-        last = [run["epochs"][epochs[problem] - 1] for run in of_lr]
-        return tuple(statistics.mean(epoch[metric] for epoch in last) for metric in METRICS[problem])
-
-    def cell(problem: str, label: str) -> str:
-        complete = [
-            full
-            for of_lr in grouped.get((problem, label), {}).values()
-            if (full := [run for run in of_lr if len(run["epochs"]) >= epochs[problem]])
-        ]
-        if not complete:
-            return MISSING
-        best = max(complete, key=lambda of_lr: means(of_lr, problem))
-        values = ", ".join(
-            f"{metric} {100 * value:.1f}" for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
-        )
-        seeds = f", {len(best)} seeds" if len(best) > 1 else ""
-        return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"
-
-    others = sorted({label for _, label in grouped} - set(METHODS))
-    rows = {label: [cell(problem, label) for problem in PROBLEMS] for label in (*METHODS, *others)}
-    return table("test accuracy, %", rows) + machines([run for run in runs if run["epochs"]])
+    """Test metrics of every method on every problem."""
+    return table("test accuracy, %", accuracy_tables.accuracy(runs, PROBLEMS)) + machines(
+        [run for run in runs if run["epochs"]]
+    )
 
 
 def roofs_line(roofs: dict[str, Any]) -> str:
@@ -204,25 +163,9 @@ def stages(runs: list[Run]) -> str:
     return "\n\n".join(texts) or MISSING
 
 
-def load_stages(folder: Path) -> list[Run]:
-    """The results of kernels.py."""
-    return [json.loads(path.read_text()) for path in sorted(folder.rglob("kernels*.json"))]
-
-
-def load(folder: Path) -> tuple[list[Run], list[Run], list[Run]]:
-    """The results of training_step.py, of accuracy.py and of per_sample.py, told apart by what they hold."""
-    steps, accuracies, samples = [], [], []
-    for path in sorted(folder.rglob("*.json")):
-        run = json.loads(path.read_text())
-        if "hidden" in run and "output" in run:
-            samples.append(run)
-        if run.get("arguments", {}).get("problem") not in PROBLEMS:
-            continue
-        if "epochs" in run:
-            accuracies.append(run)
-        elif all(dense in run.get("results", {}) for dense in DENSE):
-            steps.append(run)
-    return steps, accuracies, samples
+def load(folder: Path, pattern: str) -> list[Run]:
+    """The results in files of these names, of one script each."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
 
 
 def replace_table(text: str, name: str, content: str) -> str:
@@ -234,16 +177,33 @@ def replace_table(text: str, name: str, content: str) -> str:
     return replaced
 
 
-def rewritten(text: str, results: Path) -> str:
-    steps, accuracies, samples = load(results)
-    tables = {"speed": speed(steps), "per sample": per_sample(samples), "accuracy": accuracy(accuracies)}
+def replace_all(text: str, tables: dict[str, str]) -> str:
     for name, content in tables.items():
         text = replace_table(text, name, content)
     return text
 
 
+def rewritten(text: str, results: Path) -> str:
+    """README.md with its tables."""
+    accuracies = load(results, "accuracy/*.json")
+    longer = load(results, "time-to-accuracy/*.json")
+    tables = {
+        "speed": speed(load(results, "step-*.json")),
+        "per sample": per_sample(load(results, "per-sample*.json")),
+        "accuracy": accuracy(accuracies),
+        "time to accuracy": accuracy_tables.time_to_accuracy(accuracies + longer, "web-links"),
+    }
+    return replace_all(text, tables)
+
+
 def rewritten_stages(text: str, results: Path) -> str:
-    return replace_table(text, "stages", stages(load_stages(results)))
+    """benchmarks/README.md with its tables."""
+    tables = {
+        "stages": stages(load(results, "kernels*.json")),
+        "peers": peer_tables.peers(load(results, "peers-*.json")),
+        "scaling": peer_tables.scaling(load(results, "scaling*.json")),
+    }
+    return replace_all(text, tables)
 
 
 def main(argv: list[str] | None = None) -> int:

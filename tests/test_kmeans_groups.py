@@ -66,7 +66,7 @@ def test_equal_centroids_can_be_grouped() -> None:
     assert torch.equal(_grouped(torch.ones(128, 4)).sort().values, torch.arange(128))
 
 
-def test_a_fitted_family_finds_nearly_always_the_nearest() -> None:
+def test_rows_find_nearly_always_the_nearest_and_queries_always() -> None:
     rows = clusters(8000)
     fam = family(10)
     params = fam.fit(rows, 0)
@@ -74,13 +74,16 @@ def test_a_fitted_family_finds_nearly_always_the_nearest() -> None:
         name: value.shape for name, value in fam.draw(0).items()
     }
     nearest = ops.nearest_centroids(rows, params["centroids"], 2, 1)
-    found = fam.codes(params, rows)
-    assert (found == nearest).float().mean() > 0.97
+    assert torch.equal(fam.codes(params, rows), nearest)
+    assert (fam.row_codes(params, rows) == nearest[:, :, 0]).float().mean() > 0.97
     again = fam.fit(rows, 0)
     assert all(torch.equal(again[name], value) for name, value in params.items())
 
 
 def test_few_centroids_have_no_groups() -> None:
+    rows, fam = clusters(500), family(4)
+    params = fam.fit(rows, 0)
+    assert torch.equal(fam.row_codes(params, rows), fam.codes(params, rows)[:, :, 0])
     assert set(family(9).draw(0)) == {"centroids"}
     assert set(family(10).draw(0)) == {"centroids", "guides"}
 

@@ -1,4 +1,4 @@
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -16,10 +16,9 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 @pytest.fixture(scope="module")
 def tables():
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme_tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        return importlib.import_module("readme_tables")
 
 
 def test_the_layer_example_is_the_script_and_learns(capsys):
@@ -80,7 +79,7 @@ def test_tables_without_any_result_say_so(tables, tmp_path):
     assert stages.partition("\n")[2] == f"{tables.MISSING}\n"
     text = tables.rewritten(README, tmp_path)
     speed = text.split("<!-- speed")[1].split("<!-- end of speed")[0]
-    assert speed.count(tables.MISSING) == 6 * 3
+    assert speed.count(tables.MISSING) == 6 * 5
     assert text.split("<!-- per sample")[1].split("<!-- end of per sample")[0].count(tables.MISSING) == 2
     assert tables.rewritten(text, ROOT / "benchmarks" / "results") == README
 
@@ -103,10 +102,53 @@ def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_pa
     write("dense", "0.2", [0.3])  # cut short: not at the second epoch
     write("dense", "0.3", [0.9, 0.4])
     write("kmeans", "0.1", [0.9, 0.2, 0.9, 0.45, 0.9], evals_per_epoch=2)  # 2.5 is not an epoch
-    text = tables.accuracy(tables.load(tmp_path)[1])
+    text = tables.accuracy(tables.load(tmp_path, "*.json"))
     assert "| dense | P@1 50.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
     assert "| kmeans | P@1 45.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
     assert "Z80" in text
+
+
+def run_of(method, seconds, values, lr="0.1", seed="0"):
+    return {
+        "arguments": {
+            "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False",
+            "relu": "False", "decay": "1", "seed": seed,
+        },
+        "epochs": [
+            {"epoch": i + 1, "P@1": value, "train_cpu_seconds": seconds} for i, value in enumerate(values)
+        ],
+    }  # fmt: skip
+
+
+def test_time_to_accuracy(tables):
+    runs = [
+        run_of("dense", 100.0, [0.4, 0.5]),
+        run_of("dense", 100.0, [0.3, 0.3], lr="0.2"),
+        run_of("kmeans", 2.0, [0.4, 0.496, 0.498], seed="0"),
+        run_of("kmeans", 2.0, [0.4, 0.498, 0.499], seed="1"),
+        run_of("kmeans", 1.0, [0.4, 0.45], lr="0.2"),
+        run_of("simhash", 1.0, [0.4, 0.45]),
+    ]
+    text = tables.accuracy_tables.time_to_accuracy(runs, "web-links")
+    assert "| dense | 200 (lr 0.1) |  | 50.0 % |" in text
+    assert "| kmeans | 5 (lr 0.1, 2 seeds) | 1/40 | 49.9 % |" in text
+    assert "| simhash | not reached |  | 45.0 % |" in text
+    assert tables.accuracy_tables.time_to_accuracy(runs[2:], "web-links") == tables.MISSING
+
+
+def test_peers_name_what_was_not_measured(tables):
+    measured = {"median": 0.5, "low": 0.4, "high": 0.6}
+    run = {
+        "arguments": {"problem": "planted", "outputs": "3000", "batch_size": "8"},
+        "results": {
+            "linear_cross_entropy, chunks of 256": measured,
+            "sparse, kmeans, LazyAdam": {"median": 0.1, "low": 0.1, "high": 0.1},
+            "nn.Linear + cross_entropy": {"median": None, "reason": "not measured: needs 99 GB"},
+        },
+    }
+    text = tables.peer_tables.peers([run])
+    assert "| sparse, kmeans, LazyAdam | 100.0 | 100.0 - 100.0 | 5.0x |" in text
+    assert "| nn.Linear + cross_entropy | not measured: needs 99 GB | | |" in text
 
 
 def test_a_missing_marker_is_an_error(tables):

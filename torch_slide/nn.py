@@ -94,7 +94,20 @@ class _EmbeddingBagRows(torch.autograd.Function):
         include_last_offset: bool,
         padding_idx: int | None,
     ) -> Tensor:
-        bags = _weighted_bags(weight, ids, offsets, per_sample_weights, mode, include_last_offset, padding_idx)
+        if _sums_weighted_bags(ids, offsets, per_sample_weights, mode, include_last_offset, padding_idx):
+            ends = torch.arange(0, ids.numel() + 1, ids.shape[1]) if offsets is None else offsets.contiguous()
+            scale = None if per_sample_weights is None else per_sample_weights.detach().flatten().contiguous()
+            bags = ops.sum_bags(weight.detach().contiguous(), ids.flatten().contiguous(), ends, scale)
+        else:
+            bags = embedding_bag(
+                ids,
+                weight,
+                offsets,
+                mode=mode,
+                per_sample_weights=per_sample_weights,
+                include_last_offset=include_last_offset,
+                padding_idx=padding_idx,
+            )
         if padding_idx is not None and padding_idx < 0:
             padding_idx += len(weight)
         ctx.shape, ctx.mode, ctx.padding_idx = weight.shape, mode, padding_idx
@@ -123,35 +136,19 @@ class _EmbeddingBagRows(torch.autograd.Function):
         return row_sparse(rows, sums, ctx.shape), None, None, grad_sample_weights, None, None, None
 
 
-def _weighted_bags(
-    weight: Tensor,
-    ids: Tensor,
-    offsets: Tensor | None,
-    scale: Tensor | None,
-    mode: str,
-    all_offsets: bool,
-    padding: Any,
-) -> Tensor:
-    """Sums or means of the bags; whatever is wrong with the arguments, torch's own embedding_bag says it."""
-    simple = (
+def _sums_weighted_bags(
+    ids: Tensor, offsets: Tensor | None, scale: Tensor | None, mode: str, last_offset: bool, padding_idx: int | None
+) -> bool:
+    """Whether the bags are weighted sums in the form that our op takes; torch has the rest."""
+    return (
         scale is not None
         and mode == "sum"
-        and padding is None
+        and padding_idx is None
+        and ids.numel() > 0
         and ids.dtype == torch.int64
         and scale.dtype == torch.float32
         and scale.shape == ids.shape
-        and (offsets is None or (all_offsets and offsets.dtype == torch.int64 and offsets.dim() == 1))
-    )
-    if simple and weight.is_contiguous() and ids.numel():
-        assert scale is not None
-        if offsets is None:
-            offsets = torch.arange(0, ids.numel() + 1, ids.shape[1])
-        lowest, highest = torch.aminmax(ids)
-        if int(lowest) >= 0 and int(highest) < len(weight) and int(offsets[0]) == 0 and int(offsets[-1]) == ids.numel():
-            flat = ids.flatten().contiguous(), offsets.contiguous(), scale.detach().flatten().contiguous()
-            return ops.sum_bags(weight.detach(), *flat)
-    return embedding_bag(
-        ids, weight, offsets, mode=mode, per_sample_weights=scale, include_last_offset=all_offsets, padding_idx=padding
+        and (offsets is None or (last_offset and offsets.dtype == torch.int64))
     )
 
 

@@ -152,7 +152,7 @@ class HashTables:
         for start in range(0, total, _CHUNK):
             end = min(start + _CHUNK, total)
             chunk = torch.arange(start, end) if rows is None else rows[start:end]
-            yield start, self.family.codes(params, self.vectors(weight, bias, chunk))[:, :, 0]
+            yield start, self.family.row_codes(params, self.vectors(weight, bias, chunk))
 
 
 class _Vectors:

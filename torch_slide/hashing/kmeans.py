@@ -33,9 +33,10 @@ class KMeans(HashFamily):
     sum of all rows that it has received; one that has received none starts anew as a random row of the batch. Further
     probes are the next nearest centroids; ties go to the lower number.
 
-    From 1,024 centroids a table on they lie in groups of 32 neighbours, each with a guide, its mean direction. A vector
-    looks only at the centroids of the groups whose guides are nearest to it, eight for one probe (a tree of two levels,
-    Nister and Stewenius, CVPR 2006): a rehash costs a fraction, and finds nearly always the same centroid.
+    From 1,024 centroids a table on they lie in groups of 32 neighbours, each with a guide, its mean direction. A row
+    that is inserted looks only at the centroids of the eight groups whose guides are nearest to it (a tree of two
+    levels, Nister and Stewenius, CVPR 2006): a rehash costs a fraction, and finds nearly always the same centroid. A
+    query, which may lie far from all rows, looks at all of them.
 
     The rows should have equal norms, as after :func:`augment_rows`. Queries may have any.
 
@@ -103,7 +104,13 @@ class KMeans(HashFamily):
         return centroids
 
     def _codes(self, params: dict[str, Tensor], x: Tensor, probes: int) -> Tensor:
-        return ops.nearest_centroids(x, params["centroids"], self.num_tables, probes, params.get("guides"))
+        return ops.nearest_centroids(x, params["centroids"], self.num_tables, probes)
+
+    def row_codes(self, params: dict[str, Tensor], rows: Tensor) -> Tensor:
+        """The nearest centroid of the groups that each row looks at, int32 [n, num_tables]."""
+        if not self.has_groups:
+            return super().row_codes(params, rows)
+        return ops.nearest_centroids(rows, params["centroids"], self.num_tables, 1, params["guides"])[:, :, 0]
 
 
 def _grouped(centroids: Tensor) -> Tensor:

@@ -1,0 +1,120 @@
+"""Tables of accuracy.py's runs: test metrics after as many epochs of each method, and time to the dense accuracy."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections import defaultdict
+from typing import Any
+
+METHODS = ("dense", "simhash", "kmeans", "uniform")
+METRICS = {"web-links": ("P@1", "P@5"), "citeulike-tags": ("P@1", "P@5"), "diginetica": ("HR@1", "HR@20")}
+MISSING = "not measured"
+# Of the dense model's best accuracy, in shares of one: what "as accurate" allows.
+TOLERANCE = 0.003
+
+Run = dict[str, Any]
+
+
+def label_of(arguments: dict[str, str]) -> str:
+    """The method, with what makes it other than the default."""
+    active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
+    uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
+    logq = ", without logQ" if arguments.get("no_logq") == "True" else ""
+    relu = ", ReLU" if arguments["relu"] == "True" else ""
+    low = ", bf16 weights" if arguments.get("bf16") == "True" else ""
+    rowwise = ", one second moment a row" if arguments.get("rowwise") == "True" else ""
+    return arguments["method"] + relu + active + uncorrected + logq + low + rowwise
+
+
+def whole_epochs(run: Run) -> list[dict[str, Any]]:
+    """The measurements at the ends of epochs, of a run that may have been measured within them too."""
+    return [measured for measured in run["epochs"] if measured["epoch"] == int(measured["epoch"])]
+
+
+def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
+    """Method -> a cell for each problem: metrics after as many epochs as every method of the problem has.
+
+    Each at its best learning rate, as a mean over seeds where there are several.
+    """
+    runs = [{**run, "epochs": whole_epochs(run)} for run in runs]
+    grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run["epochs"]:
+            grouped[run["arguments"]["problem"], label_of(run["arguments"])][run["arguments"]["lr"]].append(run)
+    epochs = {
+        problem: min(
+            max(len(run["epochs"]) for of_lr in by_lr.values() for run in of_lr)
+            for (other, _), by_lr in grouped.items()
+            if other == problem
+        )
+        for problem, _ in grouped
+    }
+
+    def means(of_lr: list[Run], problem: str) -> tuple[float, ...]:
+        last = [run["epochs"][epochs[problem] - 1] for run in of_lr]
+        return tuple(statistics.mean(epoch[metric] for epoch in last) for metric in METRICS[problem])
+
+    def cell(problem: str, label: str) -> str:
+        complete = [
+            full
+            for of_lr in grouped.get((problem, label), {}).values()
+            if (full := [run for run in of_lr if len(run["epochs"]) >= epochs[problem]])
+        ]
+        if not complete:
+            return MISSING
+        best = max(complete, key=lambda of_lr: means(of_lr, problem))
+        values = ", ".join(
+            f"{metric} {100 * value:.1f}" for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
+        )
+        seeds = f", {len(best)} seeds" if len(best) > 1 else ""
+        return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"
+
+    others = sorted({label for _, label in grouped} - set(METHODS))
+    return {label: [cell(problem, label) for problem in problems] for label in (*METHODS, *others)}
+
+
+def seconds_to(run: Run, metric: str, target: float) -> float | None:
+    """Processor seconds of training until the metric is reached for the first time; None if it never is."""
+    seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
+    return next((s for s, epoch in zip(seconds, run["epochs"], strict=True) if epoch[metric] >= target), None)
+
+
+def time_to_accuracy(runs: list[Run], problem: str) -> str:
+    """A table of the problem: training time of each method to the dense model's best accuracy less the tolerance."""
+    metric = METRICS[problem][0]
+    grouped: dict[str, dict[tuple[str, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        arguments = run["arguments"]
+        if arguments["problem"] == problem and run["epochs"]:
+            grouped[label_of(arguments)][arguments["lr"], arguments["decay"]].append(run)
+    if "dense" not in grouped:
+        return MISSING
+    best = max(run["epochs"][-1][metric] for of_lr in grouped["dense"].values() for run in of_lr)
+    target = best - TOLERANCE
+    rows = {}
+    for label, schedules in grouped.items():
+        times = {
+            schedule: [seconds_to(run, metric, target) for run in of_schedule]
+            for schedule, of_schedule in schedules.items()
+        }
+        reached = {schedule: found for schedule, found in times.items() if None not in found}
+        if reached:
+            schedule = min(reached, key=lambda schedule: statistics.mean(reached[schedule]))
+            last = statistics.mean(run["epochs"][-1][metric] for run in schedules[schedule])
+            rows[label] = (statistics.mean(reached[schedule]), last, len(reached[schedule]), schedule[0])
+        else:
+            rows[label] = (None, max(run["epochs"][-1][metric] for of in schedules.values() for run in of), 1, "")
+    lines = [
+        f"| to {metric} {100 * target:.1f} % (dense {100 * best:.1f} % less {100 * TOLERANCE:.1f}) on {problem} "
+        "| processor seconds | against dense | at the end |",
+        "|---|---|---|---|",
+    ]
+    dense_seconds = rows["dense"][0]
+    for label in (*[m for m in METHODS if m in rows], *sorted(set(rows) - set(METHODS))):
+        seconds, last, seeds, lr = rows[label]
+        many = f", {seeds} seeds" if seeds > 1 else ""
+        time = "not reached" if seconds is None else f"{seconds:,.0f} (lr {lr}{many})"
+        ratio = "" if seconds is None or label == "dense" else f"1/{dense_seconds / seconds:.0f}"
+        lines.append(f"| {label} | {time} | {ratio} | {100 * last:.1f} % |")
+    return "\n".join(lines)

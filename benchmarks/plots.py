@@ -1,0 +1,107 @@
+"""Draws the README's pictures from the JSON files of the benchmarks.
+
+python benchmarks/plots.py [--results benchmarks/results] [--out docs]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from accuracy_tables import Run
+from readme_tables import DENSE, ROOT, load
+
+COLOURS = {"dense": "tab:gray", "kmeans": "tab:blue", "simhash": "tab:orange", "uniform": "tab:green"}
+CHUNKED = "linear_cross_entropy, chunks of 256"
+PROBLEM = "web-links"
+
+
+def figure(width: float = 7.5, height: float = 4.5) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    made, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
+    axes.grid(alpha=0.3, which="both")
+    return made, axes
+
+
+def step_time(steps: list[Run], scalings: list[Run]) -> Any:
+    """Milliseconds a step over the number of outputs, dense and sparse, both axes logarithmic."""
+    made, axes = figure()
+    planted = [run for run in steps if run["arguments"]["problem"] == "planted"]
+    dense = sorted(
+        (int(run["arguments"]["outputs"]), min(run["results"][name]["median"] for name in found) * 1e3)
+        for run in planted
+        if (found := [name for name in DENSE if run["results"].get(name, {}).get("median")])
+    )
+    if dense:
+        axes.plot(*zip(*dense, strict=True), marker="o", color=COLOURS["dense"], label="nn.Linear, best exact loss")
+    for run in scalings:
+        rows = [row for row in run["scaling"] if "step" in row]
+        if len({row["outputs"] for row in rows}) < 2:
+            continue
+        active = run["arguments"]["num_active"]
+        label = f"SparseLSHLinear, {run['arguments']['family']}, " + (
+            "auto" if active == "None" else f"{int(active):,} candidates"
+        )
+        x, y = [row["outputs"] for row in rows], [row["step"]["mean"] * 1e3 for row in rows]
+        colour = COLOURS[run["arguments"]["family"]]
+        axes.plot(x, y, marker="o", color=colour, label=label, linestyle="-" if active == "None" else "--")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("outputs")
+    axes.set_ylabel("ms a training step (batch 512, hidden 128)")
+    axes.set_title("A step over the number of outputs; rehash and optimiser inside")
+    axes.legend()
+    return made
+
+
+def accuracy_over_time(runs: list[Run]) -> Any:
+    """Test P@1 over processor seconds of training: the longest run of each method's, at its best rate."""
+    made, axes = figure()
+    for method, colour in COLOURS.items():
+        curves = [
+            run
+            for run in runs
+            if run["arguments"]["problem"] == PROBLEM
+            and run["arguments"]["method"] == method
+            and run["arguments"]["relu"] == "False"
+            and run["arguments"].get("bf16", "False") == run["arguments"].get("rowwise", "False") == "False"
+        ]
+        if not curves:
+            continue
+        best = max(curves, key=lambda run: run["epochs"][-1]["P@1"])
+        seconds = list(itertools.accumulate(epoch["train_cpu_seconds"] for epoch in best["epochs"]))
+        values = [100 * epoch["P@1"] for epoch in best["epochs"]]
+        name = "nn.Linear" if method == "dense" else f"SparseLSHLinear, {method}"
+        axes.plot(seconds, values, marker="o", color=colour, label=f"{name}, lr {best['arguments']['lr']}")
+    axes.set_xscale("log")
+    axes.set_xlabel("processor seconds of training (one thread; evaluation not counted)")
+    axes.set_ylabel("test P@1, %")
+    axes.set_title("web-links, 325,729 outputs: accuracy over training time")
+    axes.legend()
+    return made
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    options.add_argument("--out", type=Path, default=ROOT / "docs")
+    arguments = options.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    accuracies = load(arguments.results, "accuracy/*.json") + load(arguments.results, "time-to-accuracy/*.json")
+    pictures = {
+        "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
+        "accuracy_over_time.png": accuracy_over_time(accuracies),
+    }
+    for name, picture in pictures.items():
+        picture.savefig(arguments.out / name, dpi=110)
+        print(arguments.out / name)
+
+
+if __name__ == "__main__":
+    main()
