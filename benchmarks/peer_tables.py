@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from accuracy_tables import MISSING, Run
+from competitors import COMPETITORS
 
 
 def peers(runs: list[Run]) -> str:
@@ -10,11 +11,7 @@ def peers(runs: list[Run]) -> str:
     texts = []
     for run in runs:
         arguments, results = run["arguments"], run["results"]
-        exact = [
-            values["median"]
-            for name, values in results.items()
-            if values["median"] and "bf16" not in name and ("nn.Linear" in name or "linear_cross_entropy" in name)
-        ]
+        exact = [values["median"] for name, values in results.items() if COMPETITORS[name].exact and values["median"]]
         outputs = f"{int(arguments['outputs']):,} planted outputs" if arguments["problem"] == "planted" else ""
         title = f"{outputs or arguments['problem']}, batch {arguments['batch_size']}"
         lines = [f"| {title} | ms a step | quartiles | speed-up |", "|---|---|---|---|"]

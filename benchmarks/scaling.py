@@ -10,7 +10,6 @@ dense step (chunked linear_cross_entropy, fused Adam) stands beside it wherever 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
 import math
@@ -18,7 +17,6 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ import torch
 from competitors import COMPETITORS, Setting, available_bytes
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from training_step import endless, needs, training_step
+from training_step import SHARE_OF_MEMORY, endless, needs, training_step
 
 import torch_slide as ts
 from torch_slide.selection import LSHSelector
@@ -135,7 +133,7 @@ def dense_worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     problem = common.planted_problem(outputs, arguments.batch_size * 8, seed=arguments.seed)
     setting = Setting(arguments.hidden, outputs, arguments.batch_size, 0, 0)
     need = needs([DENSE], setting, problem.num_inputs)[DENSE].total
-    if need > 0.9 * available_bytes():
+    if need > SHARE_OF_MEMORY * available_bytes():
         return common.unmeasured(f"not measured: needs {need / 1e9:.3g} GB")
     layer = COMPETITORS[DENSE].build(setting)
     step = training_step(problem, layer, endless(problem, arguments.batch_size, arguments.seed), arguments.lr)
@@ -143,10 +141,10 @@ def dense_worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     return common.spread([common.seconds_per_step(step, 1) for _ in range(arguments.dense_steps)])
 
 
-def in_process(arguments: argparse.Namespace, worker_of: str, outputs: int, threads: int) -> dict[str, Any]:
-    """The result of a worker, from a process of its own."""
-    given = [word for word in sys.argv[1:] if word != "--json" and not word.endswith(".json")]
-    command = [sys.executable, __file__, *given, "--worker", worker_of, "--at", str(outputs), "--threads", str(threads)]
+def in_process(worker_of: str, outputs: int, threads: int) -> dict[str, Any]:
+    """The result of a worker with this one's options, from a process of its own."""
+    of_worker = ["--worker", worker_of, "--at", str(outputs), "--threads", str(threads)]
+    command = [sys.executable, __file__, *sys.argv[1:], *of_worker]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         return {"outputs": outputs, "failed": f"exit status {done.returncode}"}
@@ -199,10 +197,6 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-def lines(arguments: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    yield from itertools.product(arguments.outputs, arguments.thread_counts or [arguments.threads])
-
-
 def main() -> None:
     arguments = options().parse_args()
     if arguments.worker:
@@ -213,14 +207,13 @@ def main() -> None:
         return
     machine = common.header(arguments.threads)
     rows = []
-    for outputs, threads in lines(arguments):
-        row = in_process(arguments, "sparse", outputs, threads)
+    for outputs, threads in itertools.product(arguments.outputs, arguments.thread_counts or [arguments.threads]):
+        row = in_process("sparse", outputs, threads)
         row["threads"] = threads
         if arguments.dense_steps:
-            row["dense"] = in_process(arguments, "dense", outputs, threads)
+            row["dense"] = in_process("dense", outputs, threads)
         rows.append(row)
         show(rows[-1:])
-        gc.collect()
     show(rows)
     exponent = slope([row for row in rows if row["threads"] == rows[0]["threads"]])
     print(f"\nstep time grows as N^{exponent:.2f}")
