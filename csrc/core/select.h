@@ -1,5 +1,6 @@
 // Which neurons take part: labels always, then hubs, then table hits ranked by votes, then a uniform tail.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -69,6 +70,8 @@ class Selector {
   void sort_chosen(int64_t num_rows);
   void draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed);
   void take(int64_t id, Kind kind);
+  void prefetch(int64_t id) const { __builtin_prefetch(&votes_[id], 1); }
+  uint32_t touched_votes(size_t i) const;
   bool taken(int64_t id) const { return (votes_[id] & kTaken) != 0; }
 
   static constexpr int64_t kMembersPerHit = 32;
