@@ -40,6 +40,7 @@ LATER_OPTIONS = {
     "max_tokens": common.MAX_TOKENS,
     "bf16": False,
     "rowwise": False,
+    "beta1": 0.9,
 }
 
 
@@ -96,6 +97,8 @@ def run_name(arguments: argparse.Namespace) -> str:
     if arguments.no_logq:
         parts.append("nologq")
     parts += [name for name in ("bf16", "rowwise") if getattr(arguments, name)]
+    if arguments.beta1 != LATER_OPTIONS["beta1"]:
+        parts.append(f"b{arguments.beta1:g}")
     if arguments.device != "cpu":
         parts.append(arguments.device)
     if arguments.decay:
@@ -192,7 +195,8 @@ def start(arguments: argparse.Namespace) -> Run:
     if arguments.method != "dense":
         if arguments.bf16:
             head.to(torch.bfloat16)
-        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, rowwise=arguments.rowwise)
+        betas = (arguments.beta1, 0.999)
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, betas=betas, rowwise=arguments.rowwise)
         return Run(arguments, problem, model, [optimizer], problem.loss)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     optimizers = [
@@ -218,6 +222,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
     options.add_argument("--rowwise", action="store_true", help="one second moment a row, in sparse runs")
+    options.add_argument("--beta1", type=float, default=0.9, help="decay of the first moment, in sparse runs")
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
     return options

@@ -12,6 +12,10 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.01, **k}),
     "adamw": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.1, "decoupled_weight_decay": True, **k}),
     "rowwise adam": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.01, "rowwise": True, **k}),
+    "adam without momentum": lambda p, **k: LazyAdam(p, **{"lr": 0.1, "weight_decay": 0.01, "betas": (0.0, 0.99), **k}),
+    "rowwise adam without momentum": lambda p, **k: LazyAdam(
+        p, **{"lr": 0.1, "weight_decay": 0.01, "rowwise": True, "betas": (0.0, 0.99), **k}
+    ),
     "adagrad": lambda p, **k: RowwiseAdagrad(p, **{"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.01, **k}),
     "sgd": lambda p, **k: RowSGD(p, **{"lr": 0.1, "weight_decay": 0.01, **k}),
     "momentum": lambda p, **k: RowSGD(p, **{"lr": 0.1, "momentum": 0.9, "dampening": 0.3, "weight_decay": 0.01, **k}),

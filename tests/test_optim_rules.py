@@ -145,6 +145,52 @@ def test_ops_agree_with_the_oracle(
         assert torch.equal(old, untouched(found))
 
 
+@given(
+    seed=st.integers(0, 2**31),
+    num_rows=st.integers(1, 40),
+    width=st.sampled_from([1, 15, 16, 17, 128]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    rowwise=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_adam_without_momentum_keeps_no_first_moment(
+    seed: int, num_rows: int, width: int, dtype: torch.dtype, rowwise: bool
+) -> None:
+    """With beta1 = 0 a first moment that is kept changes nothing but memory: the same bits without."""
+    torch.manual_seed(seed)
+    update = ops.rowwise_adam_ if rowwise else ops.lazy_adam_
+    rows = some_rows(num_rows)
+    weight, m = torch.randn(num_rows, width).to(dtype), torch.randn(num_rows, width).to(dtype)
+    v = torch.rand(num_rows) if rowwise else torch.rand(num_rows, width).to(dtype)
+    grad = torch.randn(len(rows), width).to(dtype)
+    found, wanted = (weight.clone(), v.clone()), (weight.clone(), v.clone())
+    update(wanted[0], m, wanted[1], rows, grad, 0.1, 0.0, 0.99, 0.01, 0.1, False, False, 3)
+    update(found[0], None, found[1], rows, grad, 0.1, 0.0, 0.99, 0.01, 0.1, False, False, 3)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="expected exp_avg to be given if beta1 is not 0"):
+        update(weight, None, v, rows, grad, 0.1, 0.9, 0.99, 0.01, 0.1, False, False, 3)
+
+
+def test_the_first_moment_comes_and_goes_with_beta1() -> None:
+    param = parameter(20, 8)
+    optimizer = LazyAdam([param], lr=0.1, betas=(0.0, 0.99))
+
+    def step() -> set[str]:
+        param.grad = gradient(param, some_rows(20))
+        optimizer.step()
+        return set(optimizer.state[param])
+
+    assert step() == {"step", "exp_avg_sq"}
+    optimizer.param_groups[0]["betas"] = (0.9, 0.99)
+    assert step() == {"step", "exp_avg", "exp_avg_sq"}
+    optimizer.param_groups[0]["betas"] = (0.0, 0.99)
+    assert step() == {"step", "exp_avg_sq"}
+    param.grad = torch.randn(20, 8)  # torch's own rule, which wants one
+    optimizer.step()
+    assert set(optimizer.state[param]) == {"step", "exp_avg", "exp_avg_sq"}
+
+
 @given(seed=st.integers(0, 2**31), n=st.integers(0, 300), width=st.sampled_from([1, 3, 16, 64, 81]))
 @settings(max_examples=40, deadline=None)
 def test_sum_by_row_agrees_with_the_oracle(seed: int, n: int, width: int) -> None:

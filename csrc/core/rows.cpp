@@ -105,9 +105,15 @@ void lazy_adam_rows(const AdamScalars& scalars, T* weight, T* exp_avg, T* exp_av
                     uint64_t step, size_t begin, size_t end) {
   const auto adam = kernels_of(weight).adam;
   const Roundings roundings(step, grad.d);
-  update_elements<T, 3>({weight, exp_avg, exp_avg_sq}, grad, begin, end, [&](const auto& a, size_t i, size_t count) {
-    adam(scalars, a[0], a[1], a[2], grad.values + i * grad.d, count * grad.d, roundings.from_row(i));
-  });
+  const auto update = [&](T* w, T* m, T* v, size_t i, size_t count) {
+    adam(scalars, w, m, v, grad.values + i * grad.d, count * grad.d, roundings.from_row(i));
+  };
+  if (exp_avg == nullptr)
+    update_elements<T, 2>({weight, exp_avg_sq}, grad, begin, end,
+                          [&](const auto& a, size_t i, size_t count) { update(a[0], nullptr, a[1], i, count); });
+  else
+    update_elements<T, 3>({weight, exp_avg, exp_avg_sq}, grad, begin, end,
+                          [&](const auto& a, size_t i, size_t count) { update(a[0], a[1], a[2], i, count); });
 }
 
 template <typename T>
@@ -115,9 +121,15 @@ void rowwise_adam_rows(const AdamScalars& scalars, T* weight, T* exp_avg, float*
                        uint64_t step, size_t begin, size_t end) {
   const auto adam = kernels_of(weight).rowwise_adam;
   const Roundings roundings(step, grad.d);
-  update_rows<T, 2>({weight, exp_avg}, exp_avg_sq, grad, begin, end, [&](const auto& a, size_t i) {
-    adam(scalars, a[0], a[1], exp_avg_sq + grad.rows[i], grad.values + i * grad.d, grad.d, roundings.from_row(i));
-  });
+  const auto update = [&](T* w, T* m, size_t i) {
+    adam(scalars, w, m, exp_avg_sq + grad.rows[i], grad.values + i * grad.d, grad.d, roundings.from_row(i));
+  };
+  if (exp_avg == nullptr)
+    update_rows<T, 1>({weight}, exp_avg_sq, grad, begin, end,
+                      [&](const auto& a, size_t i) { update(a[0], nullptr, i); });
+  else
+    update_rows<T, 2>({weight, exp_avg}, exp_avg_sq, grad, begin, end,
+                      [&](const auto& a, size_t i) { update(a[0], a[1], i); });
 }
 
 template <typename T>

@@ -20,7 +20,8 @@ struct RowGrad {
   size_t d;
 };
 
-// `step` is the number that rounding depends on, besides the place of a row among the given ones.
+// `step` is the number that rounding depends on, besides the place of a row among the given ones. Adam's exp_avg may be
+// null if beta1 is 0.
 template <typename T>
 void lazy_adam_rows(const AdamScalars& scalars, T* weight, T* exp_avg, T* exp_avg_sq, const RowGrad<T>& grad,
                     uint64_t step, size_t begin, size_t end);

@@ -71,29 +71,37 @@ inline F32x16 effective_grad(const Scalars& s, F32x16 w, const T* grad) {
   return s.l2 == 0.0f ? g : fma(broadcast(s.l2), w, g);
 }
 
+// Where nothing is kept of it, beta1 is 0 and the first moment is the gradient.
+template <typename T>
+inline F32x16 first_moment(const AdamScalars& s, F32x16 g, const T* exp_avg) {
+  return exp_avg == nullptr ? g : fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
+}
+
 template <typename T>
 inline void adam_block(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, const Stores<T>& to) {
   F32x16 weight = load(w);
   const F32x16 g = effective_grad(s, weight, grad);
-  const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
+  const F32x16 m = first_moment(s, g, exp_avg);
   const F32x16 v = fma(mul(broadcast(s.one_minus_beta2), g), g, mul(broadcast(s.beta2), load(exp_avg_sq)));
   const F32x16 denominator = fma(sqrt(v), broadcast(s.inv_root_correction2), broadcast(s.eps));
   weight = fma(broadcast(-s.step_size), div(m, denominator), mul(broadcast(s.keep), weight));
   to.first(w, weight);
-  to.second(exp_avg, m);
+  if (exp_avg != nullptr) to.second(exp_avg, m);
   to.third(exp_avg_sq, v);
 }
 
 template <typename T>
 void adam(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, size_t n, Rounding rounding) {
+  const bool kept = exp_avg != nullptr;
   size_t i = 0;
-  for (; i + 16 <= n; i += 16) adam_block(s, w + i, exp_avg + i, exp_avg_sq + i, grad + i, Stores<T>(rounding, i));
+  for (; i + 16 <= n; i += 16)
+    adam_block(s, w + i, kept ? exp_avg + i : nullptr, exp_avg_sq + i, grad + i, Stores<T>(rounding, i));
   if (i == n) return;
-  Rest<T> rest_w(w + i, n - i), rest_m(exp_avg + i, n - i), rest_v(exp_avg_sq + i, n - i);
+  Rest<T> rest_w(w + i, n - i), rest_m(exp_avg + i, kept ? n - i : 0), rest_v(exp_avg_sq + i, n - i);
   const Rest<T> rest_g(grad + i, n - i);
-  adam_block(s, rest_w.lanes, rest_m.lanes, rest_v.lanes, rest_g.lanes, Stores<T>(rounding, i));
+  adam_block(s, rest_w.lanes, kept ? rest_m.lanes : nullptr, rest_v.lanes, rest_g.lanes, Stores<T>(rounding, i));
   rest_w.put_back(w + i, n - i);
-  rest_m.put_back(exp_avg + i, n - i);
+  if (kept) rest_m.put_back(exp_avg + i, n - i);
   rest_v.put_back(exp_avg_sq + i, n - i);
 }
 
@@ -145,9 +153,9 @@ inline void scaled_momentum_block(const AdamScalars& s, F32x16 step, T* w, T* ex
                                   const Stores<T>& to) {
   const F32x16 weight = load(w);
   const F32x16 g = effective_grad(s, weight, grad);
-  const F32x16 m = fma(broadcast(s.one_minus_beta1), g, mul(broadcast(s.beta1), load(exp_avg)));
+  const F32x16 m = first_moment(s, g, exp_avg);
   to.first(w, fma(step, m, mul(broadcast(s.keep), weight)));
-  to.second(exp_avg, m);
+  if (exp_avg != nullptr) to.second(exp_avg, m);
 }
 
 template <typename T>
@@ -156,14 +164,16 @@ void rowwise_adam(const AdamScalars& s, T* w, T* exp_avg, float* exp_avg_sq, con
   *exp_avg_sq = __builtin_fmaf(s.one_minus_beta2, mean_square(s, w, grad, d), s.beta2 * *exp_avg_sq);
   const float denominator = __builtin_fmaf(__builtin_sqrtf(*exp_avg_sq), s.inv_root_correction2, s.eps);
   const F32x16 step = broadcast(-s.step_size / denominator);
+  const bool kept = exp_avg != nullptr;
   size_t i = 0;
-  for (; i + 16 <= d; i += 16) scaled_momentum_block(s, step, w + i, exp_avg + i, grad + i, Stores<T>(rounding, i));
+  for (; i + 16 <= d; i += 16)
+    scaled_momentum_block(s, step, w + i, kept ? exp_avg + i : nullptr, grad + i, Stores<T>(rounding, i));
   if (i == d) return;
-  Rest<T> rest_w(w + i, d - i), rest_m(exp_avg + i, d - i);
+  Rest<T> rest_w(w + i, d - i), rest_m(exp_avg + i, kept ? d - i : 0);
   const Rest<T> rest_g(grad + i, d - i);
-  scaled_momentum_block(s, step, rest_w.lanes, rest_m.lanes, rest_g.lanes, Stores<T>(rounding, i));
+  scaled_momentum_block(s, step, rest_w.lanes, kept ? rest_m.lanes : nullptr, rest_g.lanes, Stores<T>(rounding, i));
   rest_w.put_back(w + i, d - i);
-  rest_m.put_back(exp_avg + i, d - i);
+  if (kept) rest_m.put_back(exp_avg + i, d - i);
 }
 
 template <typename T>

@@ -28,7 +28,8 @@ struct Rounding {
 // right on average (stochastic rounding: Gupta et al., ICML 2015, section 3).
 template <typename T>
 struct RowKernels {
-  // n elements, of one row or of several that were packed together.
+  // n elements, of one row or of several that were packed together. Adam's exp_avg may be null if beta1 is 0: the first
+  // moment is the gradient then, and nobody has to keep it.
   void (*adam)(const AdamScalars& s, T* w, T* exp_avg, T* exp_avg_sq, const T* grad, size_t n, Rounding rounding);
   // One row of d elements with its one second moment (of the row's mean squared gradients).
   void (*rowwise_adam)(const AdamScalars& s, T* w, T* exp_avg, float* exp_avg_sq, const T* grad, size_t d,

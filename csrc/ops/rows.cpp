@@ -39,6 +39,11 @@ struct RowUpdate {
     require(previous < num_rows, op, "rows", "less than the number of rows of weight");
   }
 
+  // What Adam has none of if it is the gradient itself.
+  T* first_moment(const char* op, const std::optional<Tensor>& exp_avg, double beta1) const {
+    require(exp_avg.has_value() || beta1 == 0, op, "exp_avg", "given if beta1 is not 0");
+    return exp_avg ? elementwise_state(op, *exp_avg, "exp_avg") : nullptr;
+  }
   T* elementwise_state(const char* op, const Tensor& tensor, const char* name) const {
     return state<T>(op, tensor, name, num_rows * static_cast<int64_t>(grad.d));
   }
@@ -90,14 +95,14 @@ AdamScalars adam_scalars(double lr, double beta1, double beta2, double eps, doub
 
 }  // namespace
 
-void lazy_adam_(Tensor weight, Tensor exp_avg, Tensor exp_avg_sq, const Tensor& rows, const Tensor& grad, double lr,
-                double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
+void lazy_adam_(Tensor weight, std::optional<Tensor> exp_avg, Tensor exp_avg_sq, const Tensor& rows, const Tensor& grad,
+                double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
                 double step) {
   constexpr const char* op = "lazy_adam_";
   const AdamScalars scalars = adam_scalars(lr, beta1, beta2, eps, weight_decay, decoupled, maximize, step);
   with_stored_type(weight, [&](auto stored) {
     const RowUpdate<decltype(stored)> update(op, weight, rows, grad, step);
-    auto* const m = update.elementwise_state(op, exp_avg, "exp_avg");
+    auto* const m = update.first_moment(op, exp_avg, beta1);
     auto* const v = update.elementwise_state(op, exp_avg_sq, "exp_avg_sq");
     update.in_parallel([&](int64_t begin, int64_t end) {
       lazy_adam_rows(scalars, update.weight, m, v, update.grad, update.step, begin, end);
@@ -105,14 +110,14 @@ void lazy_adam_(Tensor weight, Tensor exp_avg, Tensor exp_avg_sq, const Tensor& 
   });
 }
 
-void rowwise_adam_(Tensor weight, Tensor exp_avg, Tensor exp_avg_sq, const Tensor& rows, const Tensor& grad, double lr,
-                   double beta1, double beta2, double eps, double weight_decay, bool decoupled, bool maximize,
-                   double step) {
+void rowwise_adam_(Tensor weight, std::optional<Tensor> exp_avg, Tensor exp_avg_sq, const Tensor& rows,
+                   const Tensor& grad, double lr, double beta1, double beta2, double eps, double weight_decay,
+                   bool decoupled, bool maximize, double step) {
   constexpr const char* op = "rowwise_adam_";
   const AdamScalars scalars = adam_scalars(lr, beta1, beta2, eps, weight_decay, decoupled, maximize, step);
   with_stored_type(weight, [&](auto stored) {
     const RowUpdate<decltype(stored)> update(op, weight, rows, grad, step);
-    auto* const m = update.elementwise_state(op, exp_avg, "exp_avg");
+    auto* const m = update.first_moment(op, exp_avg, beta1);
     float* const v = update.rowwise_state(op, exp_avg_sq, "exp_avg_sq");
     update.in_parallel([&](int64_t begin, int64_t end) {
       rowwise_adam_rows(scalars, update.weight, m, v, update.grad, update.step, begin, end);
@@ -151,10 +156,11 @@ void row_sgd_(Tensor weight, std::optional<Tensor> momentum_buffer, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(torch_slide, m) {
   m.def(
-      "lazy_adam_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, float lr, "
+      "lazy_adam_(Tensor(a!) weight, Tensor(b!)? exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, float lr, "
       "float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, float step) -> ()");
   m.def(
-      "rowwise_adam_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, float lr, "
+      "rowwise_adam_(Tensor(a!) weight, Tensor(b!)? exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, Tensor grad, float "
+      "lr, "
       "float beta1, float beta2, float eps, float weight_decay, bool decoupled, bool maximize, float step) -> ()");
   m.def(
       "rowwise_adagrad_(Tensor(a!) weight, Tensor(b!) sum, Tensor rows, Tensor grad, float lr, float eps, "

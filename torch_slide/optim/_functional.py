@@ -110,14 +110,17 @@ def _new_step() -> Tensor:
     return torch.tensor(0.0, dtype=torch.float64 if double else torch.float32)
 
 
-def _adam_state(param: Tensor, state: State, rowwise: bool = False) -> None:
-    if not state:
+def _adam_state(param: Tensor, state: State, rowwise: bool = False, momentum: bool = True) -> None:
+    """Fills in what is missing; without momentum there is no first moment, which would be the gradient itself."""
+    if "step" not in state:
         state["step"] = _new_step()
+    if not momentum:
+        state.pop("exp_avg", None)
+    elif "exp_avg" not in state:
         state["exp_avg"] = lazy_zeros(param.shape, param)
-        if rowwise:
-            state["exp_avg_sq"] = lazy_zeros(param.shape[:1], _one_a_row(param))
-        else:
-            state["exp_avg_sq"] = lazy_zeros(param.shape, param)
+    if "exp_avg_sq" not in state:
+        shape, like = (param.shape[:1], _one_a_row(param)) if rowwise else (param.shape, param)
+        state["exp_avg_sq"] = lazy_zeros(shape, like)
 
 
 def _one_a_row(param: Tensor) -> Tensor:
@@ -126,10 +129,23 @@ def _one_a_row(param: Tensor) -> Tensor:
 
 
 def adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient."""
+    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient.
+
+    The state is always torch.optim.Adam's, whose own step may be the next one.
+    """
+    _adam(param, grad, state, group, keeps_momentum=True)
+
+
+def lean_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """As :func:`adam_`, but where beta1 is 0 no first moment is kept for the rows of sparse gradients."""
+    _adam(param, grad, state, group, keeps_momentum=float(group["betas"][0]) != 0)
+
+
+def _adam(param: Tensor, grad: Tensor, state: State, group: Group, keeps_momentum: bool) -> None:
     rowwise = group.get("rowwise", False)
-    _adam_state(param, state, rowwise)
-    if not (grad.is_sparse or rowwise or _rounds_at_random(param)):
+    by_rows = grad.is_sparse or rowwise or _rounds_at_random(param)
+    _adam_state(param, state, rowwise, momentum=keeps_momentum or not by_rows)
+    if not by_rows:
         _dense_adam(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group)
         return
     state["step"] += 1
@@ -149,11 +165,12 @@ def sparse_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> Non
 
 def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: float, eps: float) -> None:
     rows, values = _rows_of(grad)
-    m, v = state["exp_avg"], state["exp_avg_sq"]
+    m, v = state.get("exp_avg"), state["exp_avg_sq"]
+    momentum = () if m is None else (m,)
     rowwise = group.get("rowwise", False)
     beta1, beta2 = map(float, group["betas"])
-    with _rows_written(param, rows, m, v):
-        if _fusable(values, param, m, rowwise=v) if rowwise else _fusable(values, param, m, v):
+    with _rows_written(param, rows, *momentum, v):
+        if _fusable(values, param, *momentum, rowwise=v) if rowwise else _fusable(values, param, *momentum, v):
             update = ops.rowwise_adam_ if rowwise else ops.lazy_adam_
             update(
                 param,
@@ -172,8 +189,9 @@ def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
             )
         else:
             dense = _dense_rowwise_adam if rowwise else _dense_adam
-            with _gathered(rows, param, m, v) as (p, row_m, row_v):
-                dense(p, values.to(p.dtype), row_m, row_v, torch.tensor(step - 1), {**group, "eps": eps})
+            with _gathered(rows, param, v, *momentum) as (p, row_v, *row_m):
+                first = row_m[0] if row_m else torch.zeros_like(p)
+                dense(p, values.to(p.dtype), first, row_v, torch.tensor(step - 1), {**group, "eps": eps})
 
 
 def _dense_rowwise_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:
