@@ -40,7 +40,7 @@ LATER_OPTIONS = {
     "max_tokens": common.MAX_TOKENS,
     "bf16": False,
     "rowwise": False,
-    "beta1": 0.9,
+    "row_momentum": True,
 }
 
 
@@ -97,8 +97,8 @@ def run_name(arguments: argparse.Namespace) -> str:
     if arguments.no_logq:
         parts.append("nologq")
     parts += [name for name in ("bf16", "rowwise") if getattr(arguments, name)]
-    if arguments.beta1 != LATER_OPTIONS["beta1"]:
-        parts.append(f"b{arguments.beta1:g}")
+    if arguments.row_momentum and arguments.method != "dense":
+        parts.append("momentum")
     if arguments.device != "cpu":
         parts.append(arguments.device)
     if arguments.decay:
@@ -195,8 +195,8 @@ def start(arguments: argparse.Namespace) -> Run:
     if arguments.method != "dense":
         if arguments.bf16:
             head.to(torch.bfloat16)
-        betas = (arguments.beta1, 0.999)
-        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, betas=betas, rowwise=arguments.rowwise)
+        options = {"rowwise": arguments.rowwise, "row_momentum": arguments.row_momentum}
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, **options)
         return Run(arguments, problem, model, [optimizer], problem.loss)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     optimizers = [
@@ -222,7 +222,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
     options.add_argument("--rowwise", action="store_true", help="one second moment a row, in sparse runs")
-    options.add_argument("--beta1", type=float, default=0.9, help="decay of the first moment, in sparse runs")
+    options.add_argument("--row-momentum", action="store_true", help="beta1 of LazyAdam for rows too, in sparse runs")
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
     return options
@@ -236,6 +236,8 @@ def main(argv: list[str] | None = None) -> None:
     name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.method == "dense":  # whose rows all have gradients
+        arguments.row_momentum = True
     unrecorded = [option for option, default in LATER_OPTIONS.items() if getattr(arguments, option) == default]
     settings = common.settings(arguments, "threads", "epochs", *unrecorded)
     parts = arguments.epochs * arguments.evals_per_epoch

@@ -29,7 +29,9 @@ def label_of(arguments: dict[str, str]) -> str:
     relu = ", ReLU" if arguments["relu"] == "True" else ""
     low = ", bf16 weights" if arguments.get("bf16") == "True" else ""
     rowwise = ", one second moment a row" if arguments.get("rowwise") == "True" else ""
-    return arguments["method"] + relu + active + uncorrected + logq + low + rowwise
+    sparse_with_momentum = arguments["method"] != "dense" and arguments.get("row_momentum", "True") == "True"
+    momentum = ", momentum of rows" if sparse_with_momentum else ""
+    return arguments["method"] + relu + active + uncorrected + logq + low + rowwise + momentum
 
 
 def whole_epochs(run: Run) -> list[dict[str, Any]]:

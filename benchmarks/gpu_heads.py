@@ -146,7 +146,8 @@ def trainee(problem: Problem, head: str, optimizer: str, arguments: argparse.Nam
         config = ts.LSHConfig.auto(hidden, outputs, family=arguments.family).replace(seed=arguments.seed)
         model = problem.network(problem.num_inputs, ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True))
         lr = arguments.sparse_lr
-        return Trainee(model, problem.loss, [ts.optim.LazyAdam(model.parameters(), lr=lr)], lr)
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=lr, row_momentum=False)
+        return Trainee(model, problem.loss, [optimizer], lr)
     with torch.device(device):
         layer = SampledLinear(hidden, outputs) if head == "sampled" else nn.Linear(hidden, outputs)
         model = problem.network(problem.num_inputs, layer, sparse_embedding=not arguments.dense_inputs)

@@ -263,7 +263,9 @@ class SparseLSH(OutputLayer):
 
     def optimizers(self, lr: float) -> list[Optimizer]:
         """LazyAdam, or in the unchanged loop Adam, fused."""
-        return fused_adam(self, lr) if self.unchanged else [ts.optim.LazyAdam(self.parameters(), lr=lr)]
+        if self.unchanged:
+            return fused_adam(self, lr)
+        return [ts.optim.LazyAdam(self.parameters(), lr=lr, row_momentum=False)]
 
     def stats(self) -> dict[str, float]:
         """What the layer says about its last steps."""

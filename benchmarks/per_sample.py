@@ -62,7 +62,7 @@ def output_steps(arguments: argparse.Namespace) -> tuple[dict, dict]:
         model = Network(nn.Linear(HIDDEN, OUTPUTS))
         optimizers = [
             torch.optim.Adam(model.head.parameters(), lr=lr, fused=True),
-            ts.optim.LazyAdam(model.embedding.parameters(), lr=lr),
+            ts.optim.LazyAdam(model.embedding.parameters(), lr=lr, row_momentum=False),
         ]
         turn = iter(range(10**9))
 
@@ -84,7 +84,7 @@ def output_steps(arguments: argparse.Namespace) -> tuple[dict, dict]:
     def sparse(name: str, config: ts.LSHConfig) -> object:
         head = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=config, sparse_grad=True)
         model = Network(head)
-        optimizer = ts.optim.LazyAdam(model.parameters(), lr=lr)
+        optimizer = ts.optim.LazyAdam(model.parameters(), lr=lr, row_momentum=False)
         turn = iter(range(10**9))
         heads[name] = head
 

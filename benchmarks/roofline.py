@@ -26,7 +26,7 @@ REPEATS = 7
 
 # Arithmetic on one element.
 LOSS_FLOPS = 26  # an exponential of 20, the bias, the maximum, the sum, the gradient
-ADAM_FLOPS = 14  # two moments, a root, a division, the weight
+ADAM_FLOPS = 11  # the second moment, a root, a division, the weight
 # Row reads that k-means learns a centroid from, and rounds over the rows where they are few: hashing/kmeans.py.
 ROWS_PER_CENTROID, KMEANS_ROUNDS = 192, 4
 
@@ -189,12 +189,12 @@ def step_work(s: Sizes) -> dict[str, Work]:
         "product, hidden gradient": product,
         "product, row gradients": product,
         "bias gradient": Work(2 * logits, FLOAT * logits),
-        # The weights are in the cache since the gather, the moments are not.
+        # The weights are in the cache since the gather, the moments are not. Rows have no first moment.
         "LazyAdam, output rows": adam_work(
-            s.candidates, s.hidden, 2 * (row + LINE), 3 * (row + LINE), row + FLOAT, ADAM_FLOPS
+            s.candidates, s.hidden, row + LINE, 2 * (row + LINE), row + FLOAT, ADAM_FLOPS
         ),
         "input layer, backward": Work(2 * s.features * s.hidden, (s.batch + s.input_rows) * row + ID * s.features),
-        "LazyAdam, input rows": adam_work(s.input_rows, s.hidden, 2 * row, 3 * row, row, ADAM_FLOPS),
+        "LazyAdam, input rows": adam_work(s.input_rows, s.hidden, row, 2 * row, row, ADAM_FLOPS),
     }
 
 
@@ -202,11 +202,11 @@ def alone_work(s: Sizes) -> dict[str, Work]:
     """LazyAdam on rows that nothing else has touched: what the state of a row costs."""
     updates = {}
     for name, element, elements, single in (
-        ("float32", FLOAT, 3, 0),
-        ("float32, rowwise", FLOAT, 2, 1),
-        ("bfloat16, rowwise", HALF, 2, 1),
+        ("float32", FLOAT, 2, 0),
+        ("float32, rowwise", FLOAT, 1, 1),
+        ("bfloat16, rowwise", HALF, 1, 1),
     ):
-        moved = elements * element * s.hidden + single * LINE + 3 * LINE  # a number a row; the bias
+        moved = elements * element * s.hidden + single * LINE + 2 * LINE  # a number a row; the bias
         gradient = element * (s.hidden + 1)
         updates[f"LazyAdam alone, {name}"] = adam_work(s.candidates, s.hidden, moved, moved, gradient, ADAM_FLOPS)
     return updates

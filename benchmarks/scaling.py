@@ -76,7 +76,7 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     config = lsh_config(arguments, outputs)
     layer = ts.SparseLSHLinear(arguments.hidden, outputs, lsh=config, sparse_grad=True)
     model = problem.network(problem.num_inputs, layer)
-    optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr)
+    optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, row_momentum=False)
     batches = endless(problem, arguments.batch_size, arguments.seed)
 
     def step() -> None:

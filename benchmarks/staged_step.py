@@ -63,7 +63,7 @@ class Trainer:
         self.layer, self.head, self.batches, self.lr = layer, layer.linear, batches, lr
         inputs = [p for name, p in self.model.named_parameters() if not name.startswith("head.")]
         self.output_optimizer = layer.optimizers(lr)[0]
-        self.input_optimizer = ts.optim.LazyAdam(inputs, lr=lr)
+        self.input_optimizer = ts.optim.LazyAdam(inputs, lr=lr, row_momentum=False)
         self.clock = Clock()
         self.counts: dict[str, list[int]] = defaultdict(list)
         self.gradients: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=KEPT_GRADIENTS)
@@ -177,7 +177,7 @@ class Trainer:
     def update_alone(self, name: str, dtype: torch.dtype, rowwise: bool, rounds: int) -> None:
         """Times LazyAdam on copies of weight and bias, with the gradients of the last steps."""
         copies = [nn.Parameter(p.detach().to(dtype, copy=True)) for p in (self.head.weight, self.head.bias)]
-        optimizer = ts.optim.LazyAdam(copies, lr=self.lr, rowwise=rowwise)
+        optimizer = ts.optim.LazyAdam(copies, lr=self.lr, rowwise=rowwise, row_momentum=False)
         clock = Clock()
         for turn in range(rounds + 1):
             for ids, *values in self.gradients:

@@ -58,7 +58,7 @@ def label_frequencies(problem: Problem, rows_at_once: int = 1 << 16) -> Tensor:
 def training_step(problem: Problem, layer: OutputLayer, batches: Iterator[object], lr: float) -> Step:
     model = problem.network(problem.num_inputs, layer)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
-    optimizers = [*layer.optimizers(lr), ts.optim.LazyAdam(inputs, lr=lr)]
+    optimizers = [*layer.optimizers(lr), ts.optim.LazyAdam(inputs, lr=lr, row_momentum=False)]
 
     def step() -> None:
         batch = next(batches)

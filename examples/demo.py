@@ -86,7 +86,7 @@ def contenders(corpus: SourceText, hidden: int, batch_size: int, lr: float, seed
         Contender(
             title="torch_slide",
             model=sparse,
-            optimizer=ts.optim.LazyAdam(sparse.parameters(), lr=lr),
+            optimizer=ts.optim.LazyAdam(sparse.parameters(), lr=lr, row_momentum=False),
             loss=lambda model, batch: F.cross_entropy(model(batch), batch.targets),
             samples=sample_stream(corpus.train, batch_size, seed),
         ),

@@ -355,3 +355,20 @@ def test_flags_that_need_every_row(flag: str) -> None:
     model.backward()
     with pytest.raises(ValueError, match=message):
         optimizer.step()
+
+
+def test_rows_without_momentum() -> None:
+    """One gradient has its whole effect at once, and Adam's own step goes on from the state when one is dense."""
+    param = nn.Parameter(torch.randn(5, 4))
+    expected = nn.Parameter(param.detach().clone())
+    optimizer, other = torch.optim.Adam([param], lr=0.1), LazyAdam([expected], lr=0.1, betas=(0.0, 0.999))
+    attach(optimizer, [param], row_momentum=False)
+    for _ in range(4):
+        param.grad = expected.grad = row_sparse(ROWS, torch.randn(3, 4), param.shape)
+        optimizer.step()
+        other.step()
+    assert torch.equal(param, expected)
+    assert not optimizer.state[param]["exp_avg"].any()
+    param.grad = torch.randn(5, 4)
+    optimizer.step()
+    assert optimizer.state[param]["exp_avg"].all()

@@ -52,7 +52,10 @@ def test_take_is_the_union_of_the_updates(steps: list[set[int]]) -> None:
     for rows in steps:
         update(param, sorted(rows), optimizer)
     changed = (param != old).any(1).nonzero().flatten().tolist()
-    assert taken(param) == sorted(set().union(*steps)) == changed
+    union = sorted(set().union(*steps))
+    assert changed == union
+    # An update of all rows at once is not told row by row: everything may have changed.
+    assert taken(param) == (None if any(len(rows) == 30 for rows in steps) else union)
     assert taken(param) == []
 
 

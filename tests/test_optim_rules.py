@@ -73,7 +73,7 @@ def test_dense_gradients_take_torchs_rule(name: str, fused: bool) -> None:
     mine = parameter(9, 5)
     theirs = torch.nn.Parameter(mine.detach().clone())
     ours = OPTIMIZERS[name]([mine])
-    options = {k: v for k, v in ours.defaults.items() if k not in ("decoupled_weight_decay", "rowwise")}
+    options = {k: v for k, v in ours.defaults.items() if k not in ("decoupled_weight_decay", "rowwise", "row_momentum")}
     torchs = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}.get(name, torch.optim.SGD)
     reference_optimizer = torchs([theirs], fused=fused, **options)
     for _ in range(5):
@@ -172,7 +172,7 @@ def test_adam_without_momentum_keeps_no_first_moment(
         update(weight, None, v, rows, grad, 0.1, 0.9, 0.99, 0.01, 0.1, False, False, 3)
 
 
-def test_the_first_moment_comes_and_goes_with_beta1() -> None:
+def test_the_first_moment_comes_with_momentum() -> None:
     param = parameter(20, 8)
     optimizer = LazyAdam([param], lr=0.1, betas=(0.0, 0.99))
 
@@ -184,11 +184,25 @@ def test_the_first_moment_comes_and_goes_with_beta1() -> None:
     assert step() == {"step", "exp_avg_sq"}
     optimizer.param_groups[0]["betas"] = (0.9, 0.99)
     assert step() == {"step", "exp_avg", "exp_avg_sq"}
-    optimizer.param_groups[0]["betas"] = (0.0, 0.99)
-    assert step() == {"step", "exp_avg_sq"}
-    param.grad = torch.randn(20, 8)  # torch's own rule, which wants one
-    optimizer.step()
-    assert set(optimizer.state[param]) == {"step", "exp_avg", "exp_avg_sq"}
+    first = optimizer.state[param]["exp_avg"].clone()
+    optimizer.param_groups[0]["row_momentum"] = False
+    step()
+    assert torch.equal(optimizer.state[param]["exp_avg"], first)
+
+
+def test_gradients_of_rows_without_momentum_beside_dense_ones_with_it() -> None:
+    rows, dense = parameter(20, 8), parameter(20, 8)
+    expected_rows, expected_dense = (torch.nn.Parameter(p.detach().clone()) for p in (rows, dense))
+    optimizer = LazyAdam([rows, dense], lr=0.1, row_momentum=False)
+    others = [LazyAdam([expected_rows], lr=0.1, betas=(0.0, 0.999)), torch.optim.Adam([expected_dense], lr=0.1)]
+    for _ in range(5):
+        rows.grad, dense.grad = gradient(rows, some_rows(20)), torch.randn(20, 8)
+        expected_rows.grad, expected_dense.grad = rows.grad, dense.grad.clone()
+        for each in (optimizer, *others):
+            each.step()
+    assert torch.equal(rows, expected_rows)
+    torch.testing.assert_close(dense, expected_dense)
+    assert "exp_avg" not in optimizer.state[rows]
 
 
 @given(seed=st.integers(0, 2**31), n=st.integers(0, 300), width=st.sampled_from([1, 3, 16, 64, 81]))

@@ -63,7 +63,8 @@ def convert(
         lsh: configuration for all of them; None chooses one for each by its size.
         sparse_grad: row-sparse gradients (see SparseLSHLinear).
         optimizer: the optimiser of the loop; from now on it updates only the active rows of the swapped layers, with
-            its own groups, learning rates and state (implies ``sparse_grad=True``).
+            its own groups, learning rates and state (implies ``sparse_grad=True``). Adam's momentum would rest with a
+            row that rests; instead a gradient has its whole effect at once (``row_momentum`` of LazyAdam).
 
     Returns:
         ``model``. ``conversion_report(model)`` says what was swapped, what not, and why.
@@ -93,7 +94,8 @@ def convert(
     if optimizer is not None:
         from torch_slide.optim import attach
 
-        attach(optimizer, [parameter for new in replacements.values() for parameter in new.parameters()])
+        parameters = [parameter for new in replacements.values() for parameter in new.parameters()]
+        attach(optimizer, parameters, row_momentum=False)
     embeddings = {id(m.weight): n for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     for name, module in swaps.items():
         new = replacements[module]

@@ -111,12 +111,10 @@ def _new_step() -> Tensor:
 
 
 def _adam_state(param: Tensor, state: State, rowwise: bool = False, momentum: bool = True) -> None:
-    """Fills in what is missing; without momentum there is no first moment, which would be the gradient itself."""
+    """Fills in what is missing; without momentum the first moment is the gradient itself, and need not be there."""
     if "step" not in state:
         state["step"] = _new_step()
-    if not momentum:
-        state.pop("exp_avg", None)
-    elif "exp_avg" not in state:
+    if momentum and "exp_avg" not in state:
         state["exp_avg"] = lazy_zeros(param.shape, param)
     if "exp_avg_sq" not in state:
         shape, like = (param.shape[:1], _one_a_row(param)) if rowwise else (param.shape, param)
@@ -129,27 +127,31 @@ def _one_a_row(param: Tensor) -> Tensor:
 
 
 def adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient.
-
-    The state is always torch.optim.Adam's, whose own step may be the next one.
-    """
-    _adam(param, grad, state, group, keeps_momentum=True)
-
-
-def lean_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
-    """As :func:`adam_`, but where beta1 is 0 no first moment is kept for the rows of sparse gradients."""
-    _adam(param, grad, state, group, keeps_momentum=float(group["betas"][0]) != 0)
-
-
-def _adam(param: Tensor, grad: Tensor, state: State, group: Group, keeps_momentum: bool) -> None:
+    """Adam and AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), lazily on the rows of a sparse gradient."""
     rowwise = group.get("rowwise", False)
     by_rows = grad.is_sparse or rowwise or _rounds_at_random(param)
-    _adam_state(param, state, rowwise, momentum=keeps_momentum or not by_rows)
+    _adam_state(param, state, rowwise, momentum=not by_rows or _beta1(grad, group) != 0)
     if not by_rows:
         _dense_adam(param, grad, state["exp_avg"], state["exp_avg_sq"], state["step"], group)
         return
     state["step"] += 1
     _adam_rows(param, grad, state, group, float(state["step"]), group["eps"])
+
+
+def attached_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """:func:`adam_` with the whole state of torch.optim.Adam, whose own step may be the next one."""
+    _adam_state(param, state)
+    adam_(param, grad, state, group)
+
+
+def spent_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
+    """:func:`attached_adam_` without momentum of rows."""
+    attached_adam_(param, grad, state, {**group, "row_momentum": False})
+
+
+def _beta1(grad: Tensor, group: Group) -> float:
+    """Of this gradient: that of a row may have its whole effect at once."""
+    return 0.0 if grad.is_sparse and not group.get("row_momentum", True) else float(group["betas"][0])
 
 
 def sparse_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> None:
@@ -165,10 +167,10 @@ def sparse_adam_(param: Tensor, grad: Tensor, state: State, group: Group) -> Non
 
 def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: float, eps: float) -> None:
     rows, values = _rows_of(grad)
-    m, v = state.get("exp_avg"), state["exp_avg_sq"]
+    beta1, beta2 = _beta1(grad, group), float(group["betas"][1])
+    m, v = state["exp_avg"] if beta1 != 0 else None, state["exp_avg_sq"]
     momentum = () if m is None else (m,)
     rowwise = group.get("rowwise", False)
-    beta1, beta2 = map(float, group["betas"])
     with _rows_written(param, rows, *momentum, v):
         if _fusable(values, param, *momentum, rowwise=v) if rowwise else _fusable(values, param, *momentum, v):
             update = ops.rowwise_adam_ if rowwise else ops.lazy_adam_
@@ -191,7 +193,8 @@ def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
             dense = _dense_rowwise_adam if rowwise else _dense_adam
             with _gathered(rows, param, v, *momentum) as (p, row_v, *row_m):
                 first = row_m[0] if row_m else torch.zeros_like(p)
-                dense(p, values.to(p.dtype), first, row_v, torch.tensor(step - 1), {**group, "eps": eps})
+                options = {**group, "betas": (beta1, beta2), "eps": eps}
+                dense(p, values.to(p.dtype), first, row_v, torch.tensor(step - 1), options)
 
 
 def _dense_rowwise_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:

@@ -17,7 +17,7 @@ from torch_slide.optim._base import RowOptimizer, apply_rule
 
 # Adam stands for AdamW too, which is its subclass.
 _RULES: dict[type[Optimizer], _functional.Rule] = {
-    Adam: _functional.adam_,
+    Adam: _functional.attached_adam_,
     SparseAdam: _functional.sparse_adam_,
     SGD: _functional.sgd_,
     Adagrad: _functional.adagrad_,
@@ -25,7 +25,7 @@ _RULES: dict[type[Optimizer], _functional.Rule] = {
 _FORBIDDEN = ("amsgrad", "capturable", "differentiable")
 
 
-def attach(optimizer: Optimizer, params: Iterable[Tensor]) -> None:
+def attach(optimizer: Optimizer, params: Iterable[Tensor], *, row_momentum: bool = True) -> None:
     """From now on, ``optimizer.step()`` updates ``params`` by rows wherever their gradient is row-sparse.
 
     Nothing else changes: the parameters stay in their groups, schedulers, ``zero_grad``, clipping, hooks, closures,
@@ -40,6 +40,8 @@ def attach(optimizer: Optimizer, params: Iterable[Tensor]) -> None:
     Args:
         optimizer: torch.optim.Adam, AdamW, SGD, Adagrad or SparseAdam, with any of foreach and fused.
         params: parameters that are in its groups; a second call adds to those of the first.
+        row_momentum: False gives row-sparse gradients their whole effect at once under Adam and AdamW (see LazyAdam),
+            where the first moments of rows stay as they are.
 
     Raises:
         TypeError: another class of optimiser.
@@ -48,6 +50,8 @@ def attach(optimizer: Optimizer, params: Iterable[Tensor]) -> None:
     if isinstance(optimizer, RowOptimizer):
         return
     rule = next((rule for cls, rule in _RULES.items() if isinstance(optimizer, cls)), None)
+    if rule is _functional.attached_adam_ and not row_momentum:
+        rule = _functional.spent_adam_
     if rule is None:
         supported = ", ".join(cls.__name__ for cls in (*_RULES, torch.optim.AdamW))
         raise TypeError(
@@ -64,9 +68,9 @@ def attach(optimizer: Optimizer, params: Iterable[Tensor]) -> None:
             _check_group(group)
     step = vars(optimizer).get("step")
     if isinstance(step, _RowStep):
-        step.params |= params
+        step.rules |= dict.fromkeys(params, rule)
     else:
-        optimizer.step = _RowStep(optimizer, rule, params)  # type: ignore[method-assign]
+        optimizer.step = _RowStep(optimizer, dict.fromkeys(params, rule))  # type: ignore[method-assign]
 
 
 def _check_group(group: dict[str, Any]) -> None:
@@ -84,10 +88,9 @@ class _RowStep:
     would keep the optimiser alive.
     """
 
-    def __init__(self, optimizer: Optimizer, rule: _functional.Rule, params: set[Tensor]) -> None:
+    def __init__(self, optimizer: Optimizer, rules: dict[Tensor, _functional.Rule]) -> None:
         self._optimizer = weakref.ref(optimizer)
-        self.rule = rule
-        self.params = params
+        self.rules = rules
         step = optimizer.step
         if inspect.ismethod(step):
             self._step = step.__func__
@@ -122,7 +125,7 @@ class _RowStep:
             (param, group)
             for group in optimizer.param_groups
             for param in group["params"]
-            if param in self.params and param.grad is not None and param.grad.is_sparse
+            if param in self.rules and param.grad is not None and param.grad.is_sparse
         ]
         for param, group in work:
             _check_group(group)
@@ -134,6 +137,6 @@ class _RowStep:
             if found_inf is None or not found_inf.item():
                 if scale is not None:
                     grad._values().div_(scale)
-                apply_rule(self.rule, optimizer, param, group)
+                apply_rule(self.rules[param], optimizer, param, group)
             hidden.append((param, grad))
             param.grad = None

@@ -23,9 +23,10 @@ class LazyAdam(RowOptimizer):
     moment is corrected, Adam after; this one follows Adam.)
 
     Momentum that rests makes one gradient of a rare row count for a tenth of what it does under Adam, which would carry
-    the row on for ten more steps. With ``betas=(0.0, 0.999)`` each gradient has its whole effect at once: for sampled
-    output layers this is what makes them as accurate as dense ones (README, "Measured"). No first moment is kept of
-    row-sparse gradients then, and less memory moved.
+    the row on for ten more steps. With ``row_momentum=False`` a row-sparse gradient has its whole effect at once, as
+    under ``beta1 = 0``: for sampled output layers this is what makes them as accurate as dense ones (README,
+    "Measured"), no first moment is kept of them, and less memory moved. Dense gradients have their momentum all the
+    same.
 
     ``rowwise=True`` keeps one second moment a row, the moving average of its mean squared gradient, in float32: a third
     less state and memory traffic, and every element of a row moves by the same factor of its momentum (the second
@@ -36,7 +37,7 @@ class LazyAdam(RowOptimizer):
     ones with both moments.
 
     State: ``step``, ``exp_avg``, ``exp_avg_sq``, as torch.optim.Adam's, whose state_dict (without amsgrad) loads here
-    and the other way round (with ``beta1 = 0`` there may be no ``exp_avg`` to load). The moments take physical memory
+    and the other way round (without momentum there may be no ``exp_avg`` to load). The moments take physical memory
     only for pages that hold a row that ever had a gradient (where the system gives huge pages of 2 MiB, random rows
     soon reach them all).
 
@@ -50,12 +51,13 @@ class LazyAdam(RowOptimizer):
         maximize: ascend.
         decoupled_weight_decay: AdamW.
         rowwise: one second moment a row, ``exp_avg_sq`` of shape [N]; torch.optim.Adam has no such state.
+        row_momentum: whether ``betas[0]`` holds for row-sparse gradients too, as in torch.optim.SparseAdam.
 
     Raises:
         ValueError: an option out of range, in the defaults or in a group.
     """
 
-    rule = staticmethod(_functional.lean_adam_)
+    rule = staticmethod(_functional.adam_)
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class LazyAdam(RowOptimizer):
         maximize: bool = False,
         decoupled_weight_decay: bool = False,
         rowwise: bool = False,
+        row_momentum: bool = True,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -77,6 +80,7 @@ class LazyAdam(RowOptimizer):
             "maximize": maximize,
             "decoupled_weight_decay": decoupled_weight_decay,
             "rowwise": rowwise,
+            "row_momentum": row_momentum,
         }
         super().__init__(params, defaults)
 
@@ -87,6 +91,7 @@ class LazyAdam(RowOptimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         for group in state["param_groups"]:
             group.setdefault("rowwise", False)  # torch.optim.Adam's
+            group.setdefault("row_momentum", True)
         super().__setstate__(state)
 
     @staticmethod

@@ -232,7 +232,7 @@ def _start(
             **{name: value for name, value in chosen.items() if value is not None}
         )
         model = ts.convert(model, targets=["head"], lsh=lsh, sparse_grad=True)
-        optimizers = [ts.optim.LazyAdam(model.parameters(), lr=args.lr)]
+        optimizers = [ts.optim.LazyAdam(model.parameters(), lr=args.lr, row_momentum=False)]
     else:
         of_embeddings = {
             id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
