@@ -57,18 +57,6 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def recall(head: ts.SparseLSHLinear, hidden: Tensor) -> dict[str, float]:
-    """Share of each hidden vector's k largest dense logits that are candidates of the batch, labels not forced in."""
-    no_labels, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(len(hidden) + 1, dtype=torch.int64)
-    candidates = head.selector.select(hidden, no_labels, offsets, head.selector.draw(hidden)).ids
-    is_candidate = torch.zeros(head.out_features, dtype=torch.bool)
-    is_candidate[candidates] = True
-    tops = [head.eval()(part).topk(max(RECALL_AT)).indices for part in hidden.split(32)]
-    found = is_candidate[torch.cat(tops)]
-    head.train()
-    return {f"recall@{k}": float(found[:, :k].float().mean()) for k in RECALL_AT}
-
-
 def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     """Everything about one number of outputs."""
     before = resident_bytes()
@@ -98,7 +86,7 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     peak = peak_bytes() - before
     with torch.no_grad():
         hidden = model.hidden(next(batches))[:QUERIES]
-        recalls = recall(layer, hidden)
+    recalls = ts.diagnostics.coverage(layer, hidden, top_k=RECALL_AT).recall
     moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     kept = sum(t.numel() * t.element_size() for t in (*model.parameters(), *moments))
     mean = sum(rounds) / len(rounds)
@@ -113,7 +101,7 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
         "table_bytes_per_weight_byte": tables / (layer.weight.nbytes + layer.bias.nbytes),
         "peak_bytes": peak,
         "peak_per_weights_and_moments": peak / kept,
-        **recalls,
+        **{f"recall@{k}": share for k, share in recalls.items()},
         "stats": layer.stats(),
         "config": config.explain(arguments.hidden, outputs),
         "dense": None,

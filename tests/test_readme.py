@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BENCHMARKS_README = (ROOT / "benchmarks" / "README.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+LOOKING = [block for block in BLOCKS if "ts.diagnostics" in block]
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +22,19 @@ def tables():
         return importlib.import_module("readme_tables")
 
 
-def test_the_layer_example_is_the_script_and_learns(capsys):
-    assert (ROOT / "examples" / "quickstart.py").read_text() in BLOCKS
-    exec(compile((ROOT / "examples" / "quickstart.py").read_text(), "quickstart.py", "exec"), {})
+def test_the_layer_example_is_the_script_and_learns_and_can_be_looked_at(capsys):
+    script = (ROOT / "examples" / "quickstart.py").read_text()
+    assert script in BLOCKS
+    names = {}
+    exec(compile(script, "quickstart.py", "exec"), names)
     assert float(re.match(r"loss (\S+),", capsys.readouterr().out)[1]) < 6  # log(200,000) is 12.2
+    (block,) = LOOKING
+    exec(compile(block, "README.md", "exec"), names)
+    assert re.search(r"1,024 candidates of 200,000 neurons(.*\n)+.*% of the table entries", capsys.readouterr().out)
 
 
 def test_the_other_blocks_run_with_a_model_at_hand(capsys):
-    blocks = [block for block in BLOCKS if "import torch_slide" not in block]
+    blocks = [block for block in BLOCKS if "import torch_slide" not in block and block not in LOOKING]
     assert blocks
     for block in blocks:
         model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 20_000))

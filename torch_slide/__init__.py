@@ -1,6 +1,6 @@
 """Output layers of a hundred thousand to a hundred million neurons, trained on the few that matter."""
 
-from torch_slide import nn, optim, utils
+from torch_slide import callbacks, diagnostics, nn, optim, utils
 from torch_slide.config import LSHConfig, RehashSchedule
 from torch_slide.convert import ConversionReport, conversion_report, convert, revert
 from torch_slide.linear import SparseLSHLinear
@@ -16,9 +16,11 @@ __all__ = [
     "SparseLSHLinear",
     "SparseLogits",
     "binary_cross_entropy_with_logits",
+    "callbacks",
     "conversion_report",
     "convert",
     "cross_entropy",
+    "diagnostics",
     "nn",
     "optim",
     "revert",

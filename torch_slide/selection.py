@@ -6,6 +6,7 @@ live in one op (csrc/core/select.h).
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import time
@@ -212,6 +213,19 @@ class Selector:
         """The weights were replaced: rehash before the next selection."""
         self.state["clock"][_REHASHES] = 0
         self.state["clock"][_NEXT_REHASH] = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has followed the weights that the layer has."""
+        return bool(self.state["clock"][_REHASHES] > 0)
+
+    def observer(self) -> Selector:
+        """One that selects as this would in its next step, writes to tensors of its own, and never rehashes."""
+        written = ("clock", "counters", "timers", "label_counts")
+        twin = copy.copy(self)
+        twin.state = {name: value.clone() if name in written else value for name, value in self.state.items()}
+        twin.state["clock"][_NEXT_REHASH] = torch.iinfo(torch.int64).max
+        return twin
 
     @property
     def saved(self) -> dict[str, Tensor]:

@@ -114,10 +114,15 @@ class HashTables:
                 state["codes"][:, start : start + len(codes)] = codes.T
             self.refill()
         elif len(rows) > 0:
-            codes = torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
+            codes = self.codes(weight, bias, rows)
             functional.update_tables_(
                 state["codes"], state["buckets"], state["counts"], rows, codes, self._policy, self.config.seed
             )
+
+    @torch.no_grad()
+    def codes(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+        """The bucket numbers that :meth:`insert` would give to the rows (int64 [n], not empty): int32 [n, L]."""
+        return torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
 
     def norms_drifted(self) -> bool:
         """Whether the measured norms ask for a new scale."""

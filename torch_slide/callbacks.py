@@ -1,0 +1,105 @@
+"""What watches a layer while it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_slide.diagnostics.candidates import coverage
+from torch_slide.diagnostics.checks import check_layer, measurable
+from torch_slide.diagnostics.drift import code_drift, tables_of
+from torch_slide.linear import SparseLSHLinear
+
+Record = dict[str, float]
+
+
+class FidelityMonitor:
+    """Measures now and then, in an unchanged training loop, how much of the exact softmax the candidates hold.
+
+    A forward hook counts the layer's forward passes in training and measures at every so many of them, on the hidden
+    vectors at hand and with the tables as they are, before the rehash that may be due. It waits for the next pass if
+    the tables are not filled yet or a hidden vector is not finite. ``layer.loss(...)`` runs no hooks and is not seen.
+    Training goes on, bit for bit, as without it.
+
+    A measurement takes about as long as three forward passes of ``samples`` rows through nn.Linear: 0.2 s for 32
+    samples, 325,729 neurons of width 128 and one thread, which is one or two percent of 500 sparse steps.
+
+    Args:
+        layer: of role "output".
+        every: forward passes from one measurement to the next.
+        samples: of each batch, evenly spaced; the candidates are those of the whole batch.
+        top_k: of which k to report the recall.
+        on_measure: called with every record, for a logger.
+
+    Attributes:
+        history: a record for every measurement: ``step`` (forward passes so far), ``recall@k`` for each k, ``mass`` and
+            ``best_mass`` of :class:`torch_slide.diagnostics.Coverage`, and, if the layer has hash tables,
+            ``code_drift``.
+
+    Raises:
+        TypeError: if ``layer`` is not a SparseLSHLinear.
+        ValueError: for a layer inside a network, ``every`` or ``samples`` below 1, ``top_k`` out of range.
+
+    Example::
+
+        with ts.callbacks.FidelityMonitor(model.head, on_measure=print) as monitor:
+            train(model)
+        print(monitor.history[-1]["recall@10"])
+    """
+
+    def __init__(
+        self,
+        layer: SparseLSHLinear,
+        every: int = 500,
+        samples: int = 32,
+        top_k: Sequence[int] = (1, 10),
+        on_measure: Callable[[Record], object] | None = None,
+    ) -> None:
+        check_layer("FidelityMonitor", layer, top_k, every=every, samples=samples)
+        self.layer, self.every, self.samples, self.top_k, self.on_measure = layer, every, samples, top_k, on_measure
+        self.history: list[Record] = []
+        self._step, self._due = 0, False
+        self._hook = layer.register_forward_hook(self._after_forward, with_kwargs=True)
+
+    def remove(self) -> None:
+        """Stops watching; ``history`` stays."""
+        self._hook.remove()
+
+    def __enter__(self) -> FidelityMonitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    @torch.compiler.disable
+    def _after_forward(
+        self, layer: SparseLSHLinear, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
+    ) -> None:
+        recomputing = torch._C._current_graph_task_id() != -1  # a checkpoint, inside the backward pass
+        if recomputing or not (layer.training and torch.is_grad_enabled()):
+            return
+        self._step += 1
+        self._due |= self._step % self.every == 0
+        if not (self._due and measurable(layer)):
+            return
+        input = inputs[0] if inputs else named["input"]
+        hidden = input.detach().reshape(-1, layer.in_features)
+        if len(hidden) and bool(torch.isfinite(hidden).all()):
+            self._due = False
+            self._measure(hidden)
+
+    def _measure(self, hidden: Tensor) -> None:
+        covered = coverage(self.layer, hidden, top_k=self.top_k, samples=self.samples)
+        record: Record = {"step": self._step, **{f"recall@{k}": share for k, share in covered.recall.items()}}
+        record |= {"mass": covered.mass, "best_mass": covered.best_mass}
+        if tables_of(self.layer) is not None and self.layer.selector.ready:
+            record["code_drift"] = code_drift(self.layer)
+        self.history.append(record)
+        if self.on_measure is not None:
+            self.on_measure(record)

@@ -1,0 +1,50 @@
+"""How stale the hash tables are."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_slide.diagnostics.checks import not_ready
+from torch_slide.linear import SparseLSHLinear
+from torch_slide.tables import HashTables
+
+
+@torch.no_grad()
+def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> float:
+    """How far the weights have moved since the last rehash, in buckets.
+
+    Args:
+        layer: with hash tables that are filled.
+        sample: rows to look at, drawn with replacement; all, once each, if the layer has no more.
+        seed: of that draw; torch's generator is left alone.
+
+    Returns:
+        Share of these rows' (row, table) pairs whose stored bucket is not that of the current weights, under the hash
+        functions of the last rehash.
+
+    Raises:
+        ValueError: for a selector without tables, tables that are not filled, weights that are not finite, or
+            ``sample`` below 1.
+    """
+    op = "code_drift"
+    if sample < 1:
+        raise ValueError(f"{op}: expected sample to be at least 1, got {sample}")
+    tables = tables_of(layer)
+    if tables is None:
+        raise ValueError(f"{op}: expected layer to have hash tables, got selector {layer.lsh.selector!r}")
+    if not layer.selector.ready:
+        raise not_ready(op)
+    if sample < layer.out_features:
+        rows = torch.randint(layer.out_features, (sample,), generator=torch.Generator().manual_seed(seed))
+    else:
+        rows = torch.arange(layer.out_features)
+    if not bool(torch.isfinite(tables.vectors(layer.weight, layer.bias, rows)).all()):
+        raise ValueError(f"{op}: expected weight and bias to be finite, got a row that is not")
+    moved = tables.state["codes"][:, rows] != tables.codes(layer.weight, layer.bias, rows).T
+    return float(moved.double().mean())
+
+
+def tables_of(layer: SparseLSHLinear) -> HashTables | None:
+    """The layer's hash tables, if its selector has any."""
+    tables = getattr(layer.selector, "tables", None)
+    return tables if isinstance(tables, HashTables) else None
