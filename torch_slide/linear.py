@@ -47,7 +47,7 @@ class SparseLSHLinear(nn.Linear):
     Example::
 
         head = ts.SparseLSHLinear(128, 200_000, sparse_grad=True)
-        optimizer = ts.optim.LazyAdam(head.parameters(), lr=0.01)
+        optimizer = ts.optim.LazyAdam(head.parameters(), lr=0.01, row_momentum=False)
         loss = torch.nn.functional.cross_entropy(head(hidden), labels)  # [512, 128], int64 [512]
         loss.backward()
         optimizer.step()
