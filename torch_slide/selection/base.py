@@ -18,14 +18,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from torch_slide import dirty, functional
+from torch_slide import functional
 from torch_slide.config import STRATEGIES, LSHConfig
-from torch_slide.tables import HashTables
 from torch_slide.targets import row_of
 
-FORMAT = 1
+_VERSION = 1
 # Fields of Selector.state["clock"].
-_FORMAT, _DRAWS, _REHASHES, _NEXT_REHASH, _FROZEN = range(5)
+FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
 
 
 # Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
@@ -106,7 +105,7 @@ class Selector:
 
     def _empty_state(self) -> dict[str, Tensor]:
         state = {
-            "clock": torch.tensor([FORMAT, 0, 0, 0, 0]),
+            "clock": torch.tensor([_VERSION, 0, 0, 0, 0]),
             "counters": torch.zeros(6, dtype=torch.int64),
             "timers": torch.zeros(2, dtype=torch.float64),
         }
@@ -131,7 +130,7 @@ class Selector:
 
         A checkpoint that runs the layer again inside the backward pass gets the draw of the first time.
         """
-        draw = self.state["clock"][_DRAWS].clone()
+        draw = self.state["clock"][DRAWS].clone()
         if torch.compiler.is_compiling():
             return draw
         flat = hidden.detach().reshape(-1)
@@ -160,7 +159,7 @@ class Selector:
             timers[1] = now
         if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
-        clock[_DRAWS] += 1
+        clock[DRAWS] += 1
         if (counts := self.state.get("label_counts")) is not None:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 
@@ -201,17 +200,17 @@ class Selector:
         started = time.perf_counter()
         self._refresh(weight, bias, rehashes)
         timers[0] += time.perf_counter() - started
-        clock[_REHASHES] += 1
-        clock[_NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
+        clock[REHASHES] += 1
+        clock[NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
 
     def freeze(self, frozen: bool) -> None:
         """Stops (or resumes) scheduled rehashes."""
-        self.state["clock"][_FROZEN] = int(frozen)
+        self.state["clock"][FROZEN] = int(frozen)
 
     def forget(self) -> None:
         """The weights were replaced: rehash before the next selection."""
-        self.state["clock"][_REHASHES] = 0
-        self.state["clock"][_NEXT_REHASH] = 0
+        self.state["clock"][REHASHES] = 0
+        self.state["clock"][NEXT_REHASH] = 0
 
     @property
     def saved(self) -> dict[str, Tensor]:
@@ -228,8 +227,8 @@ class Selector:
             ]
         if problems := misfits(expected, loaded):
             return problems
-        if (found := int(loaded["clock"][_FORMAT])) != FORMAT:
-            return [f"clock: expected format {FORMAT}, got {found}"]
+        if (found := int(loaded["clock"][FORMAT])) != _VERSION:
+            return [f"clock: expected format {_VERSION}, got {found}"]
         return []
 
     def restore(self) -> None:
@@ -267,7 +266,7 @@ class Selector:
             draw,
             self.state["counters"],
             self.state.get("label_counts"),
-            int(self.state["clock"][_DRAWS]),
+            int(self.state["clock"][DRAWS]),
             num_rows=self.out_features,
             num_active=config.num_active,
             min_uniform=config.min_uniform,
@@ -295,72 +294,6 @@ class Selector:
             "overflow": 0.0,
             "rehash_share": rehashing / elapsed,
         }
-
-
-@register_selector("uniform")
-class UniformSelector(Selector):
-    """Labels and a uniform tail: sampled softmax, the control that every other selector has to beat."""
-
-
-@register_selector("lsh")
-class LSHSelector(Selector):
-    """Hubs and hits from hash tables over the rows (SLIDE, section 3)."""
-
-    derived = (*Selector.derived, "buckets", "counts")
-
-    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
-        self.tables = HashTables(in_features, out_features, config)
-        super().__init__(in_features, out_features, config)
-
-    def _empty_state(self) -> dict[str, Tensor]:
-        # One dictionary for both: moving or loading the selector's tensors moves the tables'.
-        self.tables.state.update(super()._empty_state())
-        return self.tables.state
-
-    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
-        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
-        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
-        parameters = [weight] if bias is None else [weight, bias]
-        changed = dirty.take_all(parameters, consumer=self)
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
-        try:
-            self._rebuild(weight, bias, changed, rehashes)
-        except BaseException:
-            dirty.forget(parameters, consumer=self)
-            raise
-
-    def _rebuild(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
-        redraw_every = self.config.rehash.redraw_every
-        self.tables.measure(weight, bias, None if rehashes == 0 else changed)
-        due = rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0)
-        if due or (self.config.norm_aware and self.tables.norms_drifted()):
-            self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
-            changed = None
-        self.tables.insert(weight, bias, changed)
-
-    def problems(self, loaded: dict[str, Any]) -> list[str]:
-        """As the base class, with codes that are no bucket numbers."""
-        if problems := super().problems(loaded):
-            return problems
-        least, most = torch.aminmax(loaded["codes"])
-        if int(loaded["clock"][_REHASHES]) > 0 and not 0 <= int(least) <= int(most) < self.config.num_buckets:
-            return [
-                f"codes: expected bucket numbers in [0, {self.config.num_buckets}), got {int(least)} to {int(most)}"
-            ]
-        return []
-
-    def restore(self) -> None:
-        """Fills the buckets from the loaded codes."""
-        if self.state["clock"][_REHASHES] > 0:
-            self.tables.refill()
-
-    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        state = self.state
-        return state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"]
-
-    def stats(self) -> dict[str, float]:
-        """As the base class, with the overflow of the buckets."""
-        return {**super().stats(), "overflow": self.tables.overflow}
 
 
 def misfits(expected: dict[str, Tensor], loaded: dict[str, Any]) -> list[str]:

@@ -1,0 +1,28 @@
+"""Who chooses the candidate neurons of a step: selectors behind one interface and one registry.
+
+A new selector is a file here with one subclass of :class:`Selector` under :func:`register_selector`.
+"""
+
+from torch_slide.selection.base import (
+    SELECTORS,
+    Candidates,
+    Selector,
+    live_selector,
+    make_selector,
+    misfits,
+    register_selector,
+)
+from torch_slide.selection.lsh import LSHSelector
+from torch_slide.selection.uniform import UniformSelector
+
+__all__ = [
+    "SELECTORS",
+    "Candidates",
+    "LSHSelector",
+    "Selector",
+    "UniformSelector",
+    "live_selector",
+    "make_selector",
+    "misfits",
+    "register_selector",
+]
