@@ -7,19 +7,29 @@ from torch_slide.selection.base import (
     SELECTORS,
     Candidates,
     Selector,
+    Sources,
     live_selector,
     make_selector,
     misfits,
     register_selector,
 )
+from torch_slide.selection.exact import ExactSelector
+from torch_slide.selection.hubs import HubsSelector
+from torch_slide.selection.in_batch import InBatchSelector
+from torch_slide.selection.log_uniform import LogUniformSelector
 from torch_slide.selection.lsh import LSHSelector
 from torch_slide.selection.uniform import UniformSelector
 
 __all__ = [
     "SELECTORS",
     "Candidates",
+    "ExactSelector",
+    "HubsSelector",
+    "InBatchSelector",
     "LSHSelector",
+    "LogUniformSelector",
     "Selector",
+    "Sources",
     "UniformSelector",
     "live_selector",
     "make_selector",

@@ -1,7 +1,7 @@
 """Which neurons take part in a step: the Selector interface and its registry.
 
-A selector brings hubs and table hits; labels, the uniform tail and the weights of the correction are common to all and
-live in one op (csrc/core/select.h).
+A selector brings hubs, table hits or a tail of its own; labels, the uniform tail and the weights of the correction are
+common to all and live in one op (csrc/core/select.h).
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import math
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torch_slide import functional
-from torch_slide.config import STRATEGIES, LSHConfig
+from torch_slide import dirty, functional
+from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.targets import row_of
 
 _VERSION = 1
@@ -42,7 +43,7 @@ class Candidates:
     Attributes:
         ids: int64 [total] neuron numbers; ascending if shared by the batch.
         group_offsets: int64 [G + 1]; G is 1 if shared, else the batch size.
-        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 uniform tail.
+        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 tail.
         log_weights: float32 [total]: log of the number of neurons that a candidate stands for, in the losses of all
             samples but those whose label it is.
         label_positions: int64 [number of labels]: where each label lies within its group.
@@ -60,6 +61,31 @@ class Candidates:
         """Those of an empty batch."""
         ids, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(2 if shared else 1, dtype=torch.int64)
         return cls(ids, offsets, ids.byte(), ids.float(), ids, shared)
+
+
+class Sources(NamedTuple):
+    """What a selector brings to a step, besides labels.
+
+    Attributes:
+        hubs: int64 [H], certain candidates, the first ones first.
+        codes: int32 [B, L, probes], buckets that each query looks up.
+        buckets: int32 [L, num_buckets, capacity].
+        counts: int32 [L, num_buckets].
+        tail: rows of the selector's own drawing; None leaves the tail uniform.
+    """
+
+    hubs: Tensor
+    codes: Tensor
+    buckets: Tensor
+    counts: Tensor
+    tail: functional.Tail | None = None
+
+    @classmethod
+    def of(cls, batch: int, hubs: Tensor | None = None, tail: functional.Tail | None = None) -> Sources:
+        """Those without tables."""
+        hubs = torch.zeros(0, dtype=torch.int64) if hubs is None else hubs
+        codes = torch.zeros((batch, 0, 1), dtype=torch.int32)
+        return cls(hubs, codes, codes.new_zeros((0, 1, 1)), codes.new_zeros((0, 1)), tail)
 
 
 SELECTORS: dict[str, type[Selector]] = {}
@@ -91,14 +117,32 @@ class Selector:
     ``state`` holds every tensor: ``clock`` (format, draws, rehashes, draw of the next rehash, frozen), ``counters``
     (of the last selection) and ``timers`` (seconds rehashing, time of the first draw), with ``config.logq``
     ``label_counts`` (draws in which each neuron was a label), besides a subclass's own.
+
+    Attributes:
+        name: how ``LSHConfig(selector=...)`` calls it.
+        selections: the values of ``LSHConfig.selection`` that it can serve.
+        needs_labels: whether it has no candidates where there are no labels.
+        num_active, min_uniform, strategy: those of the configuration, where a subclass does not know better.
+
+    Raises:
+        ValueError: if it cannot serve the configuration.
     """
 
     name: ClassVar[str]
+    selections: ClassVar[tuple[str, ...]] = SELECTIONS
+    needs_labels: ClassVar[bool] = False
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
+        if config.selection not in self.selections:
+            raise ValueError(
+                f"LSHConfig: expected selection to be one of {self.selections} with selector {self.name!r}, got "
+                f"{config.selection!r}"
+            )
         self.in_features, self.out_features, self.config = in_features, out_features, config
+        self.num_active, self.min_uniform = config.num_active, config.min_uniform
+        self.strategy = STRATEGIES.index(config.strategy)
         self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state()
@@ -109,10 +153,14 @@ class Selector:
             "counters": torch.zeros(6, dtype=torch.int64),
             "timers": torch.zeros(2, dtype=torch.float64),
         }
-        # A sample's candidates hold no labels but its own, of which it is certain.
-        if self.config.logq and self.config.selection == "batch":
+        if self._weighs_labels:
             state["label_counts"] = torch.zeros(self.out_features, dtype=torch.int32)
         return state
+
+    @property
+    def _weighs_labels(self) -> bool:
+        # A sample's own candidates hold no labels but its own, of which it is certain.
+        return self.config.logq and self.config.selection == "batch"
 
     def _register(self) -> None:
         self.number = next(_numbers)
@@ -235,13 +283,24 @@ class Selector:
         """Recomputes the derived tensors after the others were loaded."""
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
-        """Follows the weights; a selector without tables has nothing to do."""
+        """Follows the weights, ``rehashes`` times so far; who knows nothing of them has nothing to do."""
 
-    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hubs [H], query codes [B, L, probes], buckets [L, num_buckets, capacity] and counts [L, num_buckets]."""
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = torch.zeros((len(hidden), 0, 1), dtype=torch.int32)
-        return none, empty, empty.new_zeros((0, 1, 1)), empty.new_zeros((0, 1))
+    @contextmanager
+    def _changed_rows(self, weight: Tensor, bias: Tensor | None) -> Iterator[Tensor | None]:
+        """Rows (int64 [n]) that were written since the last time, None for all; still so if the block fails."""
+        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
+        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
+        parameters = [weight] if bias is None else [weight, bias]
+        changed = dirty.take_all(parameters, consumer=self)
+        try:
+            yield changed
+        except BaseException:
+            dirty.forget(parameters, consumer=self)
+            raise
+
+    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+        """What this selector brings; the arguments are those of :meth:`select`."""
+        return Sources.of(len(hidden))
 
     @torch.no_grad()
     def select(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Candidates:
@@ -255,22 +314,23 @@ class Selector:
         """
         config = self.config
         shared = config.selection == "batch"
-        hubs, codes, buckets, counts = self._sources(hidden)
+        sources = self._sources(hidden, labels, label_offsets, draw)
         ids, group_offsets, kinds, log_weights, positions = functional.select(
             labels,
             label_offsets[[0, -1]] if shared else label_offsets,
-            hubs,
-            codes,
-            buckets,
-            counts,
+            sources.hubs,
+            sources.codes,
+            sources.buckets,
+            sources.counts,
             draw,
             self.state["counters"],
-            self.state.get("label_counts"),
+            self.state["label_counts"] if self._weighs_labels else None,
             int(self.state["clock"][DRAWS]),
+            sources.tail,
             num_rows=self.out_features,
-            num_active=config.num_active,
-            min_uniform=config.min_uniform,
-            strategy=STRATEGIES.index(config.strategy),
+            num_active=self.num_active,
+            min_uniform=self.min_uniform,
+            strategy=self.strategy,
             threshold=config.threshold,
             sorted=shared,
             correction=config.correction,

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_slide import dirty
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import REHASHES, Selector, register_selector
+from torch_slide.selection.base import REHASHES, Selector, Sources, register_selector
 from torch_slide.tables import HashTables
 
 
@@ -29,21 +28,12 @@ class LSHSelector(Selector):
         return self.tables.state
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
-        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
-        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
-        parameters = [weight] if bias is None else [weight, bias]
-        changed = dirty.take_all(parameters, consumer=self)
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
-        try:
-            self._rebuild(weight, bias, changed, rehashes)
-        except BaseException:
-            dirty.forget(parameters, consumer=self)
-            raise
+        with self._changed_rows(weight, bias) as changed:
+            self._follow(weight, bias, changed, rehashes)
 
-    def _rebuild(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
-        redraw_every = self.config.rehash.redraw_every
+    def _follow(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
         self.tables.measure(weight, bias, None if rehashes == 0 else changed)
-        due = rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0)
+        due = self.config.rehash.redraws(rehashes)
         if due or (self.config.norm_aware and self.tables.norms_drifted()):
             self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
             changed = None
@@ -65,9 +55,9 @@ class LSHSelector(Selector):
         if self.state["clock"][REHASHES] > 0:
             self.tables.refill()
 
-    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
         state = self.state
-        return state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"]
+        return Sources(state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"])
 
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
