@@ -18,12 +18,12 @@ from selector_cases import (
 
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
 
-DRAWS = 1500
+DRAWS = 800
 # in_batch has no tail: a neuron that is nobody's label has no part in any estimate.
 WITH_TAIL = [name for name in NAMES if name != "in_batch"]
 
 
-def assert_unbiased(estimates, exact, precision=0.05):
+def assert_unbiased(estimates, exact, precision=0.06):
     """Within five standard errors, which are small enough for that to say something."""
     error = estimates.std(0) / len(estimates) ** 0.5
     assert ((estimates.mean(0) - exact).abs() < 5 * error + 1e-6 * exact).all()
@@ -77,7 +77,7 @@ def test_the_normaliser_where_labels_are_chance(name):
     selector.state["clock"][1] = batches
     selector.rehash(weight, bias)
     generator, found = torch.Generator().manual_seed(6), []
-    for draw in range(2 * DRAWS):
+    for draw in range(4 * DRAWS if name == "in_batch" else DRAWS):  # it alone has no tail to steady it
         labels = torch.multinomial(frequency, BATCH, replacement=True, generator=generator)
         chosen = select(selector, hidden, labels, draw)
         found.append((terms[:, chosen.ids] * chosen.log_weights.double().exp()).sum(1))

@@ -179,7 +179,7 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
+        """Bytes of ``"lsh"`` for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         label_counts = out_features if self.logq and self.selection == "batch" else 0

@@ -18,6 +18,7 @@ from torch_slide.selection.hubs import HubsSelector
 from torch_slide.selection.in_batch import InBatchSelector
 from torch_slide.selection.log_uniform import LogUniformSelector
 from torch_slide.selection.lsh import LSHSelector
+from torch_slide.selection.midx import MultiIndexSelector
 from torch_slide.selection.uniform import UniformSelector
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "InBatchSelector",
     "LSHSelector",
     "LogUniformSelector",
+    "MultiIndexSelector",
     "Selector",
     "Sources",
     "UniformSelector",

@@ -95,5 +95,5 @@ class LogUniformSelector(Selector):
         state = self.state
         numbers = uniform_numbers(self.config.seed, draw, int(state["tail_draws"]))
         ranks = torch.exp(numbers * math.log(self.out_features + 1)).long().sub_(1).clamp_(max=self.out_features - 1)
-        rows = state["by_rank"][ranks].long()
+        rows = state["by_rank"].take(ranks).long()
         return Sources.of(len(hidden), tail=Tail(rows, state["ranks"], state["inclusion"]))

@@ -39,13 +39,15 @@ def draws_for(wanted: int, chances: Tensor, rows: Tensor | None = None) -> int:
         chances: [n], of a draw to hit a row.
         rows: [n], how many rows there are of each chance, or how much each of them counts; None for 1.
     """
-    weights = torch.ones_like(chances) if rows is None else rows
-    most, count = _MOST_DRAWS * wanted, float(wanted)
+    # NumPy's sums don't depend on the number of threads.
+    chance = chances.numpy()
+    weights = np.ones_like(chance) if rows is None else rows.numpy()
+    total, most, count = float(weights.sum()), _MOST_DRAWS * wanted, float(wanted)
     for _ in range(_MAX_ROUNDS):
-        missed = weights * torch.exp(-count * chances)
-        lacking = wanted - float(weights.sum() - missed.sum())
+        missed = weights * np.exp(-count * chance)
+        lacking = wanted - (total - float(missed.sum()))
         if lacking <= _CLOSE_ENOUGH * wanted or count >= most:
             break
-        gain = float((missed * chances).sum())
+        gain = float((missed * chance).sum())
         count = min(count + lacking / gain, most) if gain > 0 else most
     return math.ceil(count)
