@@ -130,6 +130,8 @@ void tables_and_selection(int64_t n, int64_t capacity, bool sorted) {
   Selector selector;
   const std::vector<int64_t> labels = below<int64_t>(7, n, 14), hubs = {0, n - 1};
   const std::vector<int32_t> wanted = below<int32_t>(queries * num_tables * probes, num_buckets, 15);
+  const std::vector<int64_t> drawn = below<int64_t>(9, n, 18);
+  const GivenTail given{drawn.data(), static_cast<int64_t>(drawn.size())};
   const TablesQuery query{buckets.get(), counts.get(), num_tables, num_buckets, capacity};
   for (const Strategy strategy : {Strategy::vanilla, Strategy::topk, Strategy::threshold})
     for (const int64_t num_active : {int64_t{1}, n / 3 + 1, n}) {
@@ -138,11 +140,13 @@ void tables_and_selection(int64_t n, int64_t capacity, bool sorted) {
       std::vector<Kind> kinds;
       const auto positions = room<int64_t>(labels.size());
       const Budget budget{n, num_active, num_active / 4, strategy, 2, sorted};
-      selector.select(group, hubs.data(), static_cast<int64_t>(hubs.size()), query, budget, 16, 17, ids, kinds,
-                      positions.get());
-      read(ids);
-      read(kinds);
-      read(positions.get(), labels.size());
+      for (const GivenTail* tail : {static_cast<const GivenTail*>(nullptr), &given}) {
+        selector.select(group, hubs.data(), static_cast<int64_t>(hubs.size()), query, tail, budget, 16, 17, ids, kinds,
+                        positions.get());
+        read(ids);
+        read(kinds);
+        read(positions.get(), labels.size());
+      }
     }
 }
 

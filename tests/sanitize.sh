@@ -38,4 +38,4 @@ preload=$("$compiler" -print-file-name=libasan.so):$("$compiler" -print-file-nam
 cd "$folder"
 PYTHONPATH=$folder/lib LD_PRELOAD=$preload ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONSAFEPATH=1 \
     "$python" -m pytest -q -p no:cacheprovider --rootdir "$root" -c "$root/pyproject.toml" -m "not slow" \
-    "$root"/tests/test_{hashing,isa,tables_ops,selection,sampled_linear,loss_ops,optim,optim_rules,nn}.py "${@:2}"
+    "$root"/tests/test_{hashing,isa,tables_ops,selection,given_tail,sampled_linear,loss_ops,optim,optim_rules,nn}.py "${@:2}"

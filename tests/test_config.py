@@ -66,6 +66,11 @@ def test_intervals_grow_exponentially():
     assert RehashSchedule(growth=1.0).interval(10**9) > 10**15, "no overflow, ever"
 
 
+def test_the_first_rehash_draws_and_then_every_so_many():
+    assert [t for t in range(7) if RehashSchedule(redraw_every=3).redraws(t)] == [0, 3, 6]
+    assert [t for t in range(7) if RehashSchedule().redraws(t)] == [0]
+
+
 def test_frozen_and_replaced_by_copies():
     config = LSHConfig(num_active=10)
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -124,7 +129,8 @@ def test_explain_says_what_counts():
     assert "kmeans" in text
     assert f"{config.table_bytes(325_729) / 2**20:.1f} MiB" in text
     assert "159.0 MiB" in text, "of weights"
-    assert "tables" not in LSHConfig(selector="uniform").explain()
+    assert "tables" not in LSHConfig(selector="uniform").explain(128, 325_729)
+    assert "selector 'midx'" in LSHConfig(selector="midx").explain()
 
 
 def test_the_smallest_share_of_the_tail_rounds_up():

@@ -4,37 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from selection_cases import HIT, HUB, LABEL, UNIFORM, given_tail, random_tables, run_select
 
-from torch_slide import functional
 from torch_slide.config import STRATEGIES, LSHConfig
 from torch_slide.selection import make_selector
-
-LABEL, HUB, HIT, UNIFORM = range(4)
-
-
-def random_tables(num_tables, num_rows, num_buckets, capacity, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    codes = torch.randint(0, num_buckets, (num_tables, num_rows), generator=generator, dtype=torch.int32)
-    buckets = torch.zeros((num_tables, num_buckets, capacity), dtype=torch.int32)
-    counts = torch.zeros((num_tables, num_buckets), dtype=torch.int32)
-    functional.fill_tables_(codes, buckets, counts, 0, seed)
-    return buckets, counts
-
-
-def run_select(labels, offsets, *, hubs=(), codes=None, tables=None, draw=0, **options):
-    buckets, counts = tables or (torch.zeros((0, 1, 1), dtype=torch.int32), torch.zeros((0, 1), dtype=torch.int32))
-    if codes is None:
-        codes = torch.zeros((len(offsets) - 1, 0, 1), dtype=torch.int32)
-    settings_ = {
-        "num_rows": 1000, "num_active": 100, "min_uniform": 10, "strategy": 1, "threshold": 2,
-        "sorted": False, "correction": True, "seed": 0,
-    }  # fmt: skip
-    counters = torch.zeros(6, dtype=torch.int64)
-    result = functional.select(
-        torch.as_tensor(labels, dtype=torch.int64), torch.as_tensor(offsets), torch.as_tensor(hubs, dtype=torch.int64),
-        codes, buckets, counts, torch.tensor(draw), counters, **{**settings_, **options},
-    )  # fmt: skip
-    return (*result, counters)
 
 
 def votes_of(tables, codes, num_rows):
@@ -228,11 +201,14 @@ def test_uniform_selector_has_no_hubs_and_no_hits():
 
 
 @pytest.mark.parametrize("label_counts", [None, torch.arange(100, dtype=torch.int32)])
-def test_opcheck(label_counts):
+@pytest.mark.parametrize("given", [False, True])
+def test_opcheck(label_counts, given):
+    tail = given_tail(100, [7, 7, 1]) if given else (None, None, None)
     tables = random_tables(2, 100, 8, 16)
     args = (
         torch.tensor([1, 2]), torch.tensor([0, 2]), torch.tensor([5]), torch.zeros((3, 2, 1), dtype=torch.int32),
-        *tables, torch.tensor(0), torch.zeros(6, dtype=torch.int64), label_counts, 100, 100, 20, 4, 1, 1, True, True, 0,
+        *tables, torch.tensor(0), torch.zeros(6, dtype=torch.int64), label_counts, *tail, 100, 100, 20, 4, 1, 1, True,
+        True, 0,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.torch_slide.select.default, args)
 

@@ -72,6 +72,10 @@ class RehashSchedule:
         """Steps from the given number of rehashes done to the next one."""
         return max(1, round(self.every * math.exp(min(self.growth * rehashes, 40.0))))
 
+    def redraws(self, rehashes: int) -> bool:
+        """Whether the rehash after so many draws anew what it needs: the first one does."""
+        return rehashes == 0 or (self.redraw_every is not None and rehashes % self.redraw_every == 0)
+
 
 @dataclass(frozen=True)
 class LSHConfig:
@@ -92,11 +96,15 @@ class LSHConfig:
         strategy: how table hits are ranked when there are too many: ``"vanilla"`` (tables in random order until full),
             ``"topk"`` (by the number of tables hit), ``"threshold"`` (hit in at least ``threshold`` tables).
         threshold: the m of ``strategy="threshold"``.
-        selector: where candidates come from: ``"lsh"`` or ``"uniform"`` (the control).
+        selector: where candidates beyond the labels come from: ``"lsh"`` (hash tables), ``"uniform"`` (a uniform tail:
+            the control), ``"log_uniform"`` (a tail by ranks of label frequency), ``"midx"`` (a tail that follows the
+            batch, by an inverted multi-index), ``"hubs"`` (the rows of largest norm), ``"in_batch"`` (nowhere: the
+            labels alone) or ``"exact"`` (the oracle, at the cost of nn.Linear). torch_slide.selection has a class for
+            each, and what others register.
         norm_aware: hash [row, bias] after the MIPS transform, so that norm and bias count.
         num_hubs: rows of largest norm that are always candidates; part of ``num_active``.
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
-        correction: weight the uniform tail so that the normaliser is estimated without bias.
+        correction: weight the tail so that the normaliser is estimated without bias.
         logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
             candidate of nearly every batch, a rare one only where it is somebody's label, and there it stands for the
             batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling"; the name is that of the
@@ -171,7 +179,7 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
+        """Bytes of ``"lsh"`` for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         label_counts = out_features if self.logq and self.selection == "batch" else 0
@@ -232,30 +240,41 @@ class LSHConfig:
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
         """The configuration in words, with memory where the size of the layer is given."""
-        bits = BITS_PER_HASH[self.family]
+        has_tables = self.selector == "lsh"
         lines = [
             f"{self.num_active} candidates beyond the labels, "
             + ("shared by the batch" if self.selection == "batch" else "for each sample"),
-            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of largest norm), at least "
-            f"{self.min_uniform} uniform{' (weighted)' if self.correction else ''}, the rest {self.selector} hits",
+            self._explain_sources() if has_tables else f"  chosen by the selector {self.selector!r}",
         ]
         if self.logq and self.correction and self.selection == "batch":
             lines.append("  labels of other samples stand for the batches without them, by their frequency (logQ)")
-        if self.selector == "lsh":
+        if has_tables:
+            lines.append(self._explain_tables())
+        if has_tables and out_features is not None:
             lines += [
-                f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "
-                f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a "
-                f"bucket ({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query",
-                f"  rehash after {self.rehash.every} steps, the t-th after {self.rehash.every} * "
-                f"exp({self.rehash.growth} (t - 1)) more",
+                f"  tables: {self.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons",
+                f"  {out_features / self.num_buckets:.1f} neurons in a bucket on average",
             ]
-        if out_features is not None:
-            lines.append(f"  tables: {self.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons")
-            if self.selector == "lsh":
-                lines.append(f"  {out_features / self.num_buckets:.1f} neurons in a bucket on average")
         if in_features is not None and out_features is not None:
             lines.append(f"  weights: {4 * in_features * out_features / 2**20:.1f} MiB in float32")
         return "\n".join(lines)
+
+    def _explain_sources(self) -> str:
+        weighted = " (weighted)" if self.correction else ""
+        return (
+            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of largest norm), at least "
+            f"{self.min_uniform} uniform{weighted}, the rest {self.selector} hits"
+        )
+
+    def _explain_tables(self) -> str:
+        bits = BITS_PER_HASH[self.family]
+        return (
+            f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "
+            f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a "
+            f"bucket ({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query\n"
+            f"  rehash after {self.rehash.every} steps, the t-th after {self.rehash.every} * "
+            f"exp({self.rehash.growth} (t - 1)) more"
+        )
 
     def hash_bytes(self, in_features: int) -> int:
         """About how many bytes the parameters of the hash functions take for inputs of this width."""

@@ -32,6 +32,20 @@ def fill_tables_(codes: Tensor, buckets: Tensor, counts: Tensor, policy: int, se
     ops.fill_tables_(codes, buckets, counts, policy, seed)
 
 
+class Tail(NamedTuple):
+    """Rows that the caller of :func:`select` drew, in place of a uniform tail.
+
+    Attributes:
+        rows: int64 [T]; candidates that are there already, and repeats, are passed over.
+        classes: int32 [N], a class for every neuron.
+        inclusion: float32 [classes], the probability of a neuron of this class to be among ``rows``.
+    """
+
+    rows: Tensor
+    classes: Tensor
+    inclusion: Tensor
+
+
 def select(
     labels: Tensor,
     label_offsets: Tensor,
@@ -43,6 +57,7 @@ def select(
     counters: Tensor,
     label_counts: Tensor | None = None,
     batches: int = 0,
+    tail: Tail | None = None,
     *,
     num_rows: int,
     num_active: int,
@@ -53,7 +68,7 @@ def select(
     correction: bool,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Candidates of each group of labels: labels, then hubs, then hits, then a uniform tail.
+    """Candidates of each group of labels: labels, then hubs, then hits, then a tail.
 
     Args:
         labels: int64 [number of labels].
@@ -67,9 +82,10 @@ def select(
         label_counts: int32 [N], in how many of the ``batches`` every neuron was a label; None takes all labels of the
             group for certain, else they are weighted by how likely they were to be there.
         batches: see ``label_counts``.
+        tail: the same for all groups; None draws a uniform one that fills up ``num_active``.
         num_rows: N.
         num_active: candidates beyond the labels.
-        min_uniform: of which at least so many are uniform.
+        min_uniform: of which at least so many are left to the tail.
         strategy: index into config.STRATEGIES.
         threshold: votes that ``strategy="threshold"`` asks for.
         sorted: ascending ids.
@@ -79,6 +95,10 @@ def select(
     Returns:
         ids int64 [total], group_offsets int64 [G + 1], kinds uint8 [total], log_weights float32 [total],
         label_positions int64 [number of labels] within the group.
+
+    Raises:
+        IndexError: for labels, hubs or tail rows out of range.
+        ValueError: for codes that are no buckets, tail classes or probabilities out of range, shapes that do not match.
     """
     return ops.select(
         labels,
@@ -90,6 +110,7 @@ def select(
         draw,
         counters,
         label_counts,
+        *(tail or (None, None, None)),
         batches,
         num_rows,
         num_active,

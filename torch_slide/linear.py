@@ -77,6 +77,10 @@ class SparseLSHLinear(nn.Linear):
         self.lsh, self.role, self.sparse_grad = lsh, role, sparse_grad
         with torch.device("cpu"):
             self.selector = make_selector(self.in_features, self.out_features, lsh)
+        if role == "hidden" and self.selector.needs_labels:
+            raise ValueError(
+                f"SparseLSHLinear: expected role to be 'output' with selector {lsh.selector!r}, got {role!r}"
+            )
 
     @classmethod
     def from_linear(

@@ -287,6 +287,20 @@ def bce_with_logits(
     return torch.stack(losses) if losses else logits.new_empty(0)
 
 
+def log_weights(certain: Tensor, is_label: Tensor, in_tail: Tensor, as_label: Tensor | None) -> Tensor:
+    """Minus the log of each candidate's probability to be one, in float64 (Horvitz and Thompson 1952).
+
+    Args:
+        certain: bool [C], hubs and hits, and labels that would have been.
+        is_label: bool [C].
+        in_tail: [C], the probability to be in the tail, of whoever is neither certain nor a label.
+        as_label: [C], the probability to be a label of the batch; None where labels are certain.
+    """
+    as_label = is_label.double() if as_label is None else as_label.double()
+    probability = 1 - (1 - as_label) * (1 - in_tail.double())
+    return -torch.where(certain, 1.0, probability).log()
+
+
 def sampled_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None, row_offsets: Tensor, ids: Tensor) -> Tensor:
     """Values [nnz] of functional.sampled_linear, differentiable by autograd."""
     samples = torch.repeat_interleave(row_offsets.diff())

@@ -87,13 +87,7 @@ class HashTables:
         Raises:
             ValueError: if a row is not finite; nothing is changed then.
         """
-        norms = _checked_norms(weight, bias, rows)
-        if rows is None:
-            self.state["norms"].copy_(norms)
-        else:
-            self.state["norms"][rows] = norms
-        hubs = self.state["hubs"]
-        hubs.copy_(_largest(self.state["norms"], len(hubs)))
+        measure_(self.state["norms"], self.state["hubs"], weight, bias, rows)
 
     @torch.no_grad()
     def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
@@ -160,6 +154,28 @@ class HashTables:
             yield start, self.family.row_codes(params, self.vectors(weight, bias, chunk))
 
 
+@torch.no_grad()
+def measure_(norms: Tensor, hubs: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
+    """Brings the norms of the given rows, or of all, up to date, and the hubs, which are the rows of largest norm.
+
+    Args:
+        norms: float32 [N], overwritten.
+        hubs: int64 [H], overwritten, the largest first.
+        weight: [N, in_features].
+        bias: [N] or None.
+        rows: int64, unique.
+
+    Raises:
+        ValueError: if a row is not finite; nothing is changed then.
+    """
+    measured = checked_norms(weight, bias, rows)
+    if rows is None:
+        norms.copy_(measured)
+    else:
+        norms[rows] = measured
+    hubs.copy_(_largest(norms, len(hubs)))
+
+
 class _Vectors:
     """The vectors that are hashed, read by row number: a family that is trained wants only some of them."""
 
@@ -190,7 +206,12 @@ def _largest(norms: Tensor, count: int) -> Tensor:
     return rows[torch.topk(norms[rows], count).indices]
 
 
-def _checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Tensor:
+def checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> Tensor:
+    """Norms of the given rows (int64, unique) of [weight, bias], or of all: float32 [n].
+
+    Raises:
+        ValueError: if a row is not finite.
+    """
     if rows is not None:
         weight, bias = weight[rows], None if bias is None else bias[rows]
     norms = row_norms(weight, bias)

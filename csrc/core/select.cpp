@@ -140,7 +140,7 @@ void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
     for (uint64_t attempt = 0; wanted > 0; ++attempt) {
       const auto id = static_cast<int64_t>(stream.below(attempt, num_rows));
       if (taken(id)) continue;
-      take(id, Kind::uniform);
+      take(id, Kind::tail);
       --wanted;
     }
     return;
@@ -150,11 +150,16 @@ void Selector::draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed) {
   for (int64_t id = 0; wanted > 0; ++id) {
     if (taken(id)) continue;
     if (static_cast<int64_t>(stream.below(id, left)) < wanted) {
-      take(id, Kind::uniform);
+      take(id, Kind::tail);
       --wanted;
     }
     --left;
   }
+}
+
+void Selector::take_tail(const GivenTail& tail) {
+  for (int64_t i = 0; i < tail.num_rows; ++i)
+    if (!taken(tail.rows[i])) take(tail.rows[i], Kind::tail);
 }
 
 // By a bitmap of the rows: a pass over N / 64 words costs less than comparisons.
@@ -174,8 +179,8 @@ void Selector::sort_chosen(int64_t num_rows) {
 }
 
 Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                        const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
-                        std::vector<Kind>& kinds, int64_t* label_positions) {
+                        const GivenTail* tail, const Budget& budget, uint64_t seed, uint64_t tail_seed,
+                        std::vector<int64_t>& ids, std::vector<Kind>& kinds, int64_t* label_positions) {
   reserve(budget.num_rows, tables.num_tables * tables.num_buckets);
   chosen_.clear();
   touched_.clear();
@@ -214,8 +219,11 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
     const bool lucky = votes == lottery.tied && static_cast<int64_t>(luck.below(i, lottery.rows)) < lottery.places;
     if ((flags & kHub) != 0 || votes > lottery.tied || lucky) chosen_[i].kind = Kind::certain_label;
   }
-  draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);
-  counts.uniform = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
+  if (tail != nullptr)
+    take_tail(*tail);
+  else
+    draw_tail(budget.num_active - counts.hubs - counts.hits, budget.num_rows, tail_seed);
+  counts.tail = static_cast<int64_t>(chosen_.size()) - before_hits - counts.hits;
 
   for (const int32_t row : touched_) votes_[row] = 0;
   if (budget.sorted) sort_chosen(budget.num_rows);

@@ -1,4 +1,5 @@
-// Which neurons take part: labels always, then hubs, then table hits ranked by votes, then a uniform tail.
+// Which neurons take part: labels always, then hubs, then table hits ranked by votes, then a tail: uniform, or drawn by
+// the caller.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -11,7 +12,7 @@ enum class Kind : uint8_t {
   label = 0,
   hub = 1,
   hit = 2,
-  uniform = 3,
+  tail = 3,
   certain_label = 4,  // that would have been a hub or a hit, had it been nobody's label
 };
 
@@ -25,10 +26,17 @@ struct TablesQuery {
 struct Budget {
   int64_t num_rows;     // N
   int64_t num_active;   // candidates beyond the labels
-  int64_t min_uniform;  // of which at least so many are drawn uniformly
+  int64_t min_uniform;  // of which at least so many are left to the tail
   Strategy strategy;
   int64_t threshold;
   bool sorted;  // ascending ids; otherwise labels, hubs, hits and tail follow each other
+};
+
+// Rows that the caller drew for the tail, instead of a uniform one: those that are candidates already, and repeats, are
+// passed over.
+struct GivenTail {
+  const int64_t* rows;
+  int64_t num_rows;
 };
 
 // One candidate set: for the queries of a whole batch, or of one sample.
@@ -40,7 +48,7 @@ struct Group {
 };
 
 struct Counts {
-  int64_t labels = 0, hubs = 0, hits = 0, uniform = 0;
+  int64_t labels = 0, hubs = 0, hits = 0, tail = 0;
   int64_t found_labels = 0;  // distinct labels that the tables found by themselves
 };
 
@@ -48,10 +56,11 @@ struct Counts {
 class Selector {
  public:
   // Writes the group's ids and kinds, and for every label of the group its position among these ids.
-  // tail_seed is the same for all groups of a batch: each tail is uniform, and together they touch few rows.
+  // tail_seed is the same for all groups of a batch: each tail is uniform, and together they touch few rows. It is not
+  // used where there is a given tail.
   Counts select(const Group& group, const int64_t* hubs, int64_t num_hubs, const TablesQuery& tables,
-                const Budget& budget, uint64_t seed, uint64_t tail_seed, std::vector<int64_t>& ids,
-                std::vector<Kind>& kinds, int64_t* label_positions);
+                const GivenTail* tail, const Budget& budget, uint64_t seed, uint64_t tail_seed,
+                std::vector<int64_t>& ids, std::vector<Kind>& kinds, int64_t* label_positions);
 
  private:
   struct Candidate {
@@ -69,6 +78,7 @@ class Selector {
   Lottery rank_hits(int64_t wanted, const Budget& budget, uint64_t seed);
   void sort_chosen(int64_t num_rows);
   void draw_tail(int64_t wanted, int64_t num_rows, uint64_t seed);
+  void take_tail(const GivenTail& tail);
   void take(int64_t id, Kind kind);
   void prefetch(int64_t id) const { __builtin_prefetch(&votes_[id], 1); }
   uint32_t touched_votes(size_t i) const;

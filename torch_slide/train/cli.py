@@ -15,6 +15,7 @@ from torch import nn
 
 import torch_slide as ts
 from torch_slide.config import BITS_PER_HASH
+from torch_slide.selection import SELECTORS
 from torch_slide.train.checkpoint import require_json_path, require_writable_folder, write_json
 from torch_slide.train.problems import FORMATS, Problem, open_problem
 from torch_slide.train.run import Interrupted, Run, StopRequest, require_same_run
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         help="sparse: output neurons computed for a batch, labels apart",
     )
     network.add_argument("--family", choices=tuple(BITS_PER_HASH), help="sparse: hash family")
-    network.add_argument("--selector", choices=("lsh", "uniform"), help="sparse: where the active neurons come from")
+    network.add_argument("--selector", choices=tuple(SELECTORS), help="sparse: where the active neurons come from")
 
     training = p.add_argument_group("training")
     training.add_argument(

@@ -1,7 +1,7 @@
 """Which neurons take part in a step: the Selector interface and its registry.
 
-A selector brings hubs and table hits; labels, the uniform tail and the weights of the correction are common to all and
-live in one op (csrc/core/select.h).
+A selector brings hubs, table hits or a tail of its own; labels, the uniform tail and the weights of the correction are
+common to all and live in one op (csrc/core/select.h).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import math
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from torch_slide import dirty, functional
-from torch_slide.config import STRATEGIES, LSHConfig
-from torch_slide.tables import HashTables
+from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.targets import row_of
 
-FORMAT = 1
+_VERSION = 1
 # Fields of Selector.state["clock"].
-_FORMAT, _DRAWS, _REHASHES, _NEXT_REHASH, _FROZEN = range(5)
+FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
 
 
 # Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
@@ -44,7 +44,7 @@ class Candidates:
     Attributes:
         ids: int64 [total] neuron numbers; ascending if shared by the batch.
         group_offsets: int64 [G + 1]; G is 1 if shared, else the batch size.
-        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 uniform tail.
+        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 tail.
         log_weights: float32 [total]: log of the number of neurons that a candidate stands for, in the losses of all
             samples but those whose label it is.
         label_positions: int64 [number of labels]: where each label lies within its group.
@@ -62,6 +62,31 @@ class Candidates:
         """Those of an empty batch."""
         ids, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(2 if shared else 1, dtype=torch.int64)
         return cls(ids, offsets, ids.byte(), ids.float(), ids, shared)
+
+
+class Sources(NamedTuple):
+    """What a selector brings to a step, besides labels.
+
+    Attributes:
+        hubs: int64 [H], certain candidates, the first ones first.
+        codes: int32 [B, L, probes], buckets that each query looks up.
+        buckets: int32 [L, num_buckets, capacity].
+        counts: int32 [L, num_buckets].
+        tail: rows of the selector's own drawing; None leaves the tail uniform.
+    """
+
+    hubs: Tensor
+    codes: Tensor
+    buckets: Tensor
+    counts: Tensor
+    tail: functional.Tail | None = None
+
+    @classmethod
+    def of(cls, batch: int, hubs: Tensor | None = None, tail: functional.Tail | None = None) -> Sources:
+        """Those without tables."""
+        hubs = torch.zeros(0, dtype=torch.int64) if hubs is None else hubs
+        codes = torch.zeros((batch, 0, 1), dtype=torch.int32)
+        return cls(hubs, codes, codes.new_zeros((0, 1, 1)), codes.new_zeros((0, 1)), tail)
 
 
 SELECTORS: dict[str, type[Selector]] = {}
@@ -93,28 +118,50 @@ class Selector:
     ``state`` holds every tensor: ``clock`` (format, draws, rehashes, draw of the next rehash, frozen), ``counters``
     (of the last selection) and ``timers`` (seconds rehashing, time of the first draw), with ``config.logq``
     ``label_counts`` (draws in which each neuron was a label), besides a subclass's own.
+
+    Attributes:
+        name: how ``LSHConfig(selector=...)`` calls it.
+        selections: the values of ``LSHConfig.selection`` that it can serve.
+        needs_labels: whether it has no candidates where there are no labels.
+        num_active, min_uniform, strategy: those of the configuration, where a subclass does not know better.
+
+    Raises:
+        ValueError: if it cannot serve the configuration.
     """
 
     name: ClassVar[str]
+    selections: ClassVar[tuple[str, ...]] = SELECTIONS
+    needs_labels: ClassVar[bool] = False
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
+        if config.selection not in self.selections:
+            raise ValueError(
+                f"LSHConfig: expected selection to be one of {self.selections} with selector {self.name!r}, got "
+                f"{config.selection!r}"
+            )
         self.in_features, self.out_features, self.config = in_features, out_features, config
+        self.num_active, self.min_uniform = config.num_active, config.min_uniform
+        self.strategy = STRATEGIES.index(config.strategy)
         self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state()
 
     def _empty_state(self) -> dict[str, Tensor]:
         state = {
-            "clock": torch.tensor([FORMAT, 0, 0, 0, 0]),
+            "clock": torch.tensor([_VERSION, 0, 0, 0, 0]),
             "counters": torch.zeros(6, dtype=torch.int64),
             "timers": torch.zeros(2, dtype=torch.float64),
         }
-        # A sample's candidates hold no labels but its own, of which it is certain.
-        if self.config.logq and self.config.selection == "batch":
+        if self._weighs_labels:
             state["label_counts"] = torch.zeros(self.out_features, dtype=torch.int32)
         return state
+
+    @property
+    def _weighs_labels(self) -> bool:
+        # A sample's own candidates hold no labels but its own, of which it is certain.
+        return self.config.logq and self.config.selection == "batch"
 
     def _register(self) -> None:
         self.number = next(_numbers)
@@ -132,7 +179,7 @@ class Selector:
 
         A checkpoint that runs the layer again inside the backward pass gets the draw of the first time.
         """
-        draw = self.state["clock"][_DRAWS].clone()
+        draw = self.state["clock"][DRAWS].clone()
         if torch.compiler.is_compiling():
             return draw
         flat = hidden.detach().reshape(-1)
@@ -161,7 +208,7 @@ class Selector:
             timers[1] = now
         if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
-        clock[_DRAWS] += 1
+        clock[DRAWS] += 1
         if (counts := self.state.get("label_counts")) is not None:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 
@@ -202,17 +249,17 @@ class Selector:
         started = time.perf_counter()
         self._refresh(weight, bias, rehashes)
         timers[0] += time.perf_counter() - started
-        clock[_REHASHES] += 1
-        clock[_NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
+        clock[REHASHES] += 1
+        clock[NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
 
     def freeze(self, frozen: bool) -> None:
         """Stops (or resumes) scheduled rehashes."""
-        self.state["clock"][_FROZEN] = int(frozen)
+        self.state["clock"][FROZEN] = int(frozen)
 
     def forget(self) -> None:
         """The weights were replaced: rehash before the next selection."""
-        self.state["clock"][_REHASHES] = 0
-        self.state["clock"][_NEXT_REHASH] = 0
+        self.state["clock"][REHASHES] = 0
+        self.state["clock"][NEXT_REHASH] = 0
 
     @property
     def ready(self) -> bool:
@@ -242,21 +289,32 @@ class Selector:
             ]
         if problems := misfits(expected, loaded):
             return problems
-        if (found := int(loaded["clock"][_FORMAT])) != FORMAT:
-            return [f"clock: expected format {FORMAT}, got {found}"]
+        if (found := int(loaded["clock"][FORMAT])) != _VERSION:
+            return [f"clock: expected format {_VERSION}, got {found}"]
         return []
 
     def restore(self) -> None:
         """Recomputes the derived tensors after the others were loaded."""
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
-        """Follows the weights; a selector without tables has nothing to do."""
+        """Follows the weights, ``rehashes`` times so far; who knows nothing of them has nothing to do."""
 
-    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Hubs [H], query codes [B, L, probes], buckets [L, num_buckets, capacity] and counts [L, num_buckets]."""
-        none = torch.zeros(0, dtype=torch.int64)
-        empty = torch.zeros((len(hidden), 0, 1), dtype=torch.int32)
-        return none, empty, empty.new_zeros((0, 1, 1)), empty.new_zeros((0, 1))
+    @contextmanager
+    def _changed_rows(self, weight: Tensor, bias: Tensor | None) -> Iterator[Tensor | None]:
+        """Rows (int64 [n]) that were written since the last time, None for all; still so if the block fails."""
+        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
+        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
+        parameters = [weight] if bias is None else [weight, bias]
+        changed = dirty.take_all(parameters, consumer=self)
+        try:
+            yield changed
+        except BaseException:
+            dirty.forget(parameters, consumer=self)
+            raise
+
+    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+        """What this selector brings; the arguments are those of :meth:`select`."""
+        return Sources.of(len(hidden))
 
     @torch.no_grad()
     def select(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Candidates:
@@ -270,22 +328,23 @@ class Selector:
         """
         config = self.config
         shared = config.selection == "batch"
-        hubs, codes, buckets, counts = self._sources(hidden)
+        sources = self._sources(hidden, labels, label_offsets, draw)
         ids, group_offsets, kinds, log_weights, positions = functional.select(
             labels,
             label_offsets[[0, -1]] if shared else label_offsets,
-            hubs,
-            codes,
-            buckets,
-            counts,
+            sources.hubs,
+            sources.codes,
+            sources.buckets,
+            sources.counts,
             draw,
             self.state["counters"],
-            self.state.get("label_counts"),
-            int(self.state["clock"][_DRAWS]),
+            self.state["label_counts"] if self._weighs_labels else None,
+            int(self.state["clock"][DRAWS]),
+            sources.tail,
             num_rows=self.out_features,
-            num_active=config.num_active,
-            min_uniform=config.min_uniform,
-            strategy=STRATEGIES.index(config.strategy),
+            num_active=self.num_active,
+            min_uniform=self.min_uniform,
+            strategy=self.strategy,
             threshold=config.threshold,
             sorted=shared,
             correction=config.correction,
@@ -309,72 +368,6 @@ class Selector:
             "overflow": 0.0,
             "rehash_share": rehashing / elapsed,
         }
-
-
-@register_selector("uniform")
-class UniformSelector(Selector):
-    """Labels and a uniform tail: sampled softmax, the control that every other selector has to beat."""
-
-
-@register_selector("lsh")
-class LSHSelector(Selector):
-    """Hubs and hits from hash tables over the rows (SLIDE, section 3)."""
-
-    derived = (*Selector.derived, "buckets", "counts")
-
-    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
-        self.tables = HashTables(in_features, out_features, config)
-        super().__init__(in_features, out_features, config)
-
-    def _empty_state(self) -> dict[str, Tensor]:
-        # One dictionary for both: moving or loading the selector's tensors moves the tables'.
-        self.tables.state.update(super()._empty_state())
-        return self.tables.state
-
-    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
-        # Taken first: rows that another writer changes meanwhile are then news for the next rehash. Whoever replaces
-        # the selector (copy, pickle) is another consumer, who knows nothing and rebuilds.
-        parameters = [weight] if bias is None else [weight, bias]
-        changed = dirty.take_all(parameters, consumer=self)
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
-        try:
-            self._rebuild(weight, bias, changed, rehashes)
-        except BaseException:
-            dirty.forget(parameters, consumer=self)
-            raise
-
-    def _rebuild(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
-        redraw_every = self.config.rehash.redraw_every
-        self.tables.measure(weight, bias, None if rehashes == 0 else changed)
-        due = rehashes == 0 or (redraw_every is not None and rehashes % redraw_every == 0)
-        if due or (self.config.norm_aware and self.tables.norms_drifted()):
-            self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
-            changed = None
-        self.tables.insert(weight, bias, changed)
-
-    def problems(self, loaded: dict[str, Any]) -> list[str]:
-        """As the base class, with codes that are no bucket numbers."""
-        if problems := super().problems(loaded):
-            return problems
-        least, most = torch.aminmax(loaded["codes"])
-        if int(loaded["clock"][_REHASHES]) > 0 and not 0 <= int(least) <= int(most) < self.config.num_buckets:
-            return [
-                f"codes: expected bucket numbers in [0, {self.config.num_buckets}), got {int(least)} to {int(most)}"
-            ]
-        return []
-
-    def restore(self) -> None:
-        """Fills the buckets from the loaded codes."""
-        if self.state["clock"][_REHASHES] > 0:
-            self.tables.refill()
-
-    def _sources(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        state = self.state
-        return state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"]
-
-    def stats(self) -> dict[str, float]:
-        """As the base class, with the overflow of the buckets."""
-        return {**super().stats(), "overflow": self.tables.overflow}
 
 
 def misfits(expected: dict[str, Tensor], loaded: dict[str, Any]) -> list[str]:

@@ -1,0 +1,53 @@
+"""Tails that are drawn with replacement from a known distribution: what their selectors share."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_slide.hashing import draws
+
+# Of torch_slide.hashing.draws; hash families take the small numbers.
+_TAIL = 101
+# Draws at most for a row that is wanted: beyond it nearly all draws are repeats.
+_MOST_DRAWS = 8
+_CLOSE_ENOUGH = 0.01
+_MAX_ROUNDS = 16
+
+
+def uniform_numbers(seed: int, draw: Tensor, count: int) -> Tensor:
+    """``count`` numbers in [0, 1), a function of the seed and the draw: float64, multiples of 2**-52."""
+    words = draws.words(seed, _TAIL, int(draw), shape=(count,)) >> np.uint64(12)
+    return torch.from_numpy(words.astype(np.float64) * 2.0**-52)
+
+
+def inclusion(chances: Tensor, num_draws: int) -> Tensor:
+    """The probability to be among ``num_draws`` draws for what one draw hits with the given chances."""
+    return -torch.expm1(num_draws * torch.log1p(-chances))
+
+
+def draws_for(wanted: int, chances: Tensor, rows: Tensor | None = None) -> int:
+    """Draws with replacement of which about ``wanted`` distinct rows are to be expected, at most eight times as many.
+
+    Newton's method from below: the expected number is a concave function of the draws, so no step goes too far.
+
+    Args:
+        wanted: how many rows.
+        chances: [n], of a draw to hit a row.
+        rows: [n], how many rows there are of each chance, or how much each of them counts; None for 1.
+    """
+    # NumPy's sums don't depend on the number of threads.
+    chance = chances.numpy()
+    weights = np.ones_like(chance) if rows is None else rows.numpy()
+    total, most, count = float(weights.sum()), _MOST_DRAWS * wanted, float(wanted)
+    for _ in range(_MAX_ROUNDS):
+        missed = weights * np.exp(-count * chance)
+        lacking = wanted - (total - float(missed.sum()))
+        if lacking <= _CLOSE_ENOUGH * wanted or count >= most:
+            break
+        gain = float((missed * chance).sum())
+        count = min(count + lacking / gain, most) if gain > 0 else most
+    return math.ceil(count)
