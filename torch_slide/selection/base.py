@@ -264,14 +264,14 @@ class Selector:
     @property
     def ready(self) -> bool:
         """Whether it has followed the weights that the layer has."""
-        return bool(self.state["clock"][_REHASHES] > 0)
+        return bool(self.state["clock"][REHASHES] > 0)
 
     def observer(self) -> Selector:
         """One that selects as this would in its next step, writes to tensors of its own, and never rehashes."""
         written = ("clock", "counters", "timers", "label_counts")
         twin = copy.copy(self)
         twin.state = {name: value.clone() if name in written else value for name, value in self.state.items()}
-        twin.state["clock"][_NEXT_REHASH] = torch.iinfo(torch.int64).max
+        twin.state["clock"][NEXT_REHASH] = torch.iinfo(torch.int64).max
         return twin
 
     @property
