@@ -28,11 +28,13 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide import data
+from torch_slide.selection import SELECTORS
 from torch_slide.targets import row_of
 from torch_slide.train import metrics
 from torch_slide.train.problems import Problem
 
-METHODS = ("dense", "kmeans", "simhash", "uniform")
+FAMILIES = ("kmeans", "simhash")  # under the selector "lsh"
+METHODS = ("dense", *FAMILIES, *sorted(SELECTORS.keys() - {"lsh"}))
 # Options younger than the first results, which do not name them: recorded only when they are not as here.
 LATER_OPTIONS = {
     "no_logq": False,
@@ -74,8 +76,8 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
-    family = "simhash" if method == "simhash" else "kmeans"
-    changes: dict[str, Any] = {"selector": "uniform"} if method == "uniform" else {}
+    family = method if method in FAMILIES else "kmeans"
+    changes: dict[str, Any] = {} if method in FAMILIES else {"selector": method}
     if arguments.num_active:
         changes["num_active"] = arguments.num_active
     config = ts.LSHConfig.auto(hidden, outputs, family=family).replace(
