@@ -271,3 +271,57 @@ def test_label_counts_make_the_normaliser_unbiased(hits):
 def test_label_counts_of_another_shape_or_dtype(counts):
     with pytest.raises(ValueError, match="label_counts"):
         run_select([1], [0, 1], label_counts=counts, batches=1)
+
+
+MANY_MEMBERS = 64
+
+
+def _full_buckets(num_buckets):
+    """One table of buckets of 64 rows each, and queries that probe each once, bucket 0 three times."""
+    rows = torch.arange(num_buckets * MANY_MEMBERS, dtype=torch.int32)
+    tables = rows.view(1, num_buckets, MANY_MEMBERS), torch.full((1, num_buckets), MANY_MEMBERS, dtype=torch.int32)
+    codes = torch.cat([torch.arange(num_buckets), torch.tensor([0, 0])]).int().view(-1, 1, 1)
+    return tables, codes
+
+
+def _buckets_of_hits(draws, num_buckets, num_active):
+    tables, codes = _full_buckets(num_buckets)
+    found = []
+    for draw in range(draws):
+        ids, _, kinds, *_ = run_select(
+            [], [0, 0], codes=codes, tables=tables, draw=draw,
+            num_rows=num_buckets * MANY_MEMBERS, num_active=num_active, min_uniform=0,
+        )  # fmt: skip
+        found.append(ids[kinds == HIT] // MANY_MEMBERS)
+    return torch.cat(found)
+
+
+def test_a_bucket_that_many_queries_probe_comes_first():
+    """There are 2,560 members for 8 places: 256 of them are read, those of bucket 0 among them."""
+    assert _buckets_of_hits(20, num_buckets=40, num_active=8).eq(0).all()
+
+
+def test_luck_decides_between_buckets_with_as_many_votes():
+    """Of 72 places 64 go to bucket 0; of the 399 others some 35 are read, which have the same chance draw by draw."""
+    draws, places, others = 800, 8, 399
+    found = _buckets_of_hits(draws, num_buckets=others + 1, num_active=MANY_MEMBERS + places)
+    counts = found[found != 0].bincount(minlength=others + 1)[1:].double()
+    # At worst all places of a draw go to one bucket: a variance of places**2 / others.
+    assert (counts - draws * places / others).abs().max() < 5 * (draws * places**2 / others) ** 0.5
+    assert counts.min() > 0
+
+
+def test_a_threshold_counts_every_vote():
+    """A label of each of 40 buckets is found, though two hits want 64 of the 2,560 members read."""
+    tables, codes = _full_buckets(40)
+    labels = range(0, 40 * MANY_MEMBERS, MANY_MEMBERS)
+
+    def found(strategy):
+        *_, counters = run_select(
+            labels, [0, 40], codes=codes, tables=tables, num_rows=40 * MANY_MEMBERS,
+            min_uniform=0, num_active=2, strategy=strategy, threshold=1,
+        )  # fmt: skip
+        return int(counters[5])
+
+    assert found(STRATEGIES.index("threshold")) == 40
+    assert found(STRATEGIES.index("topk")) < 40

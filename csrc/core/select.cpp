@@ -1,12 +1,13 @@
 #include "core/select.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/random.h"
 
 namespace ts {
 namespace {
-enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4, kLabelTies = 5 };
+enum Purpose : uint64_t { kTieBreak = 2, kTail = 3, kTableOrder = 4, kLabelTies = 5, kBucketTies = 6 };
 
 // At millions of rows their votes lie in memory, not in a cache: whoever walks a list of rows asks for those a few
 // places ahead.
@@ -30,25 +31,27 @@ void Selector::take(int64_t id, Kind kind) {
 }
 
 // A bucket that many queries probe is read once: its members get all those votes together. Buckets with most votes come
-// first, until there are many times more members than places: the members of all others have a vote or two to add.
-void Selector::vote(const Group& group, const TablesQuery& tables, int64_t wanted) {
+// first (any order among equals), until most_members are read: the members of all others have a vote or two to add.
+void Selector::vote(const Group& group, const TablesQuery& tables, int64_t most_members, uint64_t seed) {
   for (int64_t q = 0; q < group.num_queries; ++q)
     for (int64_t table = 0; table < tables.num_tables; ++table)
       for (int64_t probe = 0; probe < group.probes; ++probe) {
         const int32_t code = group.codes[(q * tables.num_tables + table) * group.probes + probe];
         const int64_t bucket = table * tables.num_buckets + code;
-        if (tally_[bucket]++ == 0) probed_.push_back(bucket);
+        if (tally_[bucket]++ == 0) probed_.push_back({0, bucket});
       }
   const auto size_of = [&](int64_t bucket) { return std::min<int64_t>(tables.counts[bucket], tables.capacity); };
-  int64_t left = kMembersPerHit * std::max<int64_t>(wanted, 1), members_probed = 0;
-  for (const int64_t bucket : probed_) members_probed += size_of(bucket);
-  if (members_probed > left)
-    std::sort(probed_.begin(), probed_.end(),
-              [&](int64_t a, int64_t b) { return tally_[a] != tally_[b] ? tally_[a] > tally_[b] : a < b; });
+  int64_t left = most_members, members_probed = 0;
+  for (const Probed& probed : probed_) members_probed += size_of(probed.bucket);
+  if (members_probed > left) {
+    const Stream luck(seed, kBucketTies);
+    for (Probed& probed : probed_) probed.rank = uint64_t{tally_[probed.bucket]} << 32 | luck.bits(probed.bucket) >> 32;
+    std::sort(probed_.begin(), probed_.end(), [](const Probed& a, const Probed& b) { return a.rank > b.rank; });
+  }
   for (size_t i = 0; i < probed_.size(); ++i) {
     constexpr size_t ahead = 8;
-    if (i + ahead < probed_.size()) __builtin_prefetch(tables.buckets + probed_[i + ahead] * tables.capacity);
-    const int64_t bucket = probed_[i];
+    if (i + ahead < probed_.size()) __builtin_prefetch(tables.buckets + probed_[i + ahead].bucket * tables.capacity);
+    const int64_t bucket = probed_[i].bucket;
     const uint32_t votes = tally_[bucket];
     tally_[bucket] = 0;
     if (left <= 0) continue;
@@ -185,7 +188,12 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   chosen_.clear();
   touched_.clear();
   const bool by_votes = budget.strategy != Strategy::vanilla;
-  if (by_votes && tables.num_tables > 0) vote(group, tables, budget.num_active - budget.min_uniform);
+  if (by_votes && tables.num_tables > 0) {
+    // Whoever asks for all rows with enough votes wants every vote counted.
+    const bool all = budget.strategy == Strategy::threshold;
+    const int64_t wanted = std::max<int64_t>(budget.num_active - budget.min_uniform, 1);
+    vote(group, tables, all ? std::numeric_limits<int64_t>::max() : kMembersPerHit * wanted, seed);
+  }
 
   Counts counts;
   for (int64_t i = 0; i < group.num_labels; ++i) {

@@ -67,8 +67,13 @@ class Selector {
     int32_t id;
     Kind kind;
   };
+  // Many votes make a high rank; among equals, luck does.
+  struct Probed {
+    uint64_t rank;
+    int64_t bucket;
+  };
   void reserve(int64_t num_rows, int64_t num_buckets);
-  void vote(const Group& group, const TablesQuery& tables, int64_t wanted);
+  void vote(const Group& group, const TablesQuery& tables, int64_t most_members, uint64_t seed);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
   // What makes a row a hit: more than `tied` votes, or so many and luck.
   struct Lottery {
@@ -91,7 +96,7 @@ class Selector {
   static constexpr uint32_t kSeen = 1u;  // a label met on the way through the tables
   std::vector<uint32_t> votes_;          // [N], zero between calls
   std::vector<uint32_t> tally_;          // [L * num_buckets], zero between calls
-  std::vector<int64_t> probed_;          // buckets with a tally
+  std::vector<Probed> probed_;           // buckets with a tally
   std::vector<int32_t> touched_;         // rows with a vote
   std::vector<uint64_t> present_;        // [N] bits, zero between calls
   std::vector<int64_t> rows_with_;       // so many votes
