@@ -208,6 +208,15 @@ def test_a_copy_goes_its_own_way(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_shallow_copy_serves_the_same_layer(name):
+    weight, bias, hidden = layer_tensors()
+    selector = selector_of(name, weight, bias)
+    twin = copy.copy(selector)
+    assert twin.number != selector.number
+    assert_same_candidates(select(twin, hidden, some_labels()), select(selector, hidden, some_labels()))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch(name):
     weight, bias, hidden = layer_tensors()
     none = torch.zeros(0, dtype=torch.int64)
