@@ -208,6 +208,15 @@ def test_a_copy_goes_its_own_way(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_shallow_copy_serves_the_same_layer(name):
+    weight, bias, hidden = layer_tensors()
+    selector = selector_of(name, weight, bias)
+    twin = copy.copy(selector)
+    assert twin.number != selector.number
+    assert_same_candidates(select(twin, hidden, some_labels()), select(selector, hidden, some_labels()))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_an_empty_batch(name):
     weight, bias, hidden = layer_tensors()
     none = torch.zeros(0, dtype=torch.int64)
@@ -215,3 +224,15 @@ def test_an_empty_batch(name):
         hidden[:0], weight, bias, none, torch.zeros(1, dtype=torch.int64), torch.tensor(0), advance=True
     )
     assert len(chosen.ids) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(name, dtype):
+    torch.manual_seed(0)
+    head = ts.SparseLSHLinear(LAYER_IN, LAYER_OUT, lsh=config_of(name, logq=True), bias=False, dtype=dtype)
+    x, y = batch(0)
+    loss = head.loss(x.to(dtype), y)
+    loss.backward()
+    assert 0 < loss < 20
+    assert torch.isfinite(head.weight.grad).all()

@@ -38,6 +38,12 @@ class ExactSelector(Selector):
     def __getstate__(self) -> dict[str, object]:
         return {**super().__getstate__(), "_layer": None}
 
+    def __copy__(self) -> ExactSelector:
+        # A shallow copy serves the same layer; one that is deep, or pickled, another.
+        twin = type(self).__new__(type(self))
+        twin.__setstate__({**self.__getstate__(), "_layer": self._layer})
+        return twin
+
     def choose(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, *args: Any, **options: Any) -> Candidates:
         """As the base class, for these weights."""
         self._know(weight, bias)

@@ -29,7 +29,7 @@ class LogUniformSelector(Selector):
     The ranks are those of the labels that this process has counted, brought up to date on the rehash schedule. Ties
     go by the number of the neuron. Before any label was counted all are ties: then the first neurons are drawn most,
     which is right where classes are sorted by frequency, as TensorFlow asks, and anywhere else no worse than noise,
-    since the weights are those of the ranks in use.
+    since the weights are those of the ranks in use. ``uniform_fraction`` and ``num_hubs`` are not read.
     """
 
     derived = (*Selector.derived, "ranks", "inclusion")
@@ -50,22 +50,21 @@ class LogUniformSelector(Selector):
         }
 
     def _chances(self) -> Tensor:
-        """Of a draw to hit each rank, float64 [N]."""
+        """Of a draw to hit each rank, [N]."""
         ranks = torch.arange(1, self.out_features + 1, dtype=torch.float64)
-        return torch.log1p(1 / ranks) / math.log(self.out_features + 1)
+        return torch.log1p(1 / ranks).div_(math.log(self.out_features + 1)).float()
 
     def _plan(self) -> None:
-        """How many draws, and what they make of the chances, for the ranks and label counts as they are."""
+        """How many draws, for the ranks and label counts as they are, and what follows from it."""
         state, chances = self.state, self._chances()
         as_label = state["label_counts"][state["by_rank"].long()] / max(1, int(state["clock"][DRAWS]))
         state["tail_draws"].fill_(draws_for(self.num_active, chances, 1 - as_label.clamp(max=1)))
-        self._follow_ranks()
+        self._follow(chances)
 
-    def _follow_ranks(self) -> None:
+    def _follow(self, chances: Tensor) -> None:
         state = self.state
-        by_rank = state["by_rank"].long()
-        state["ranks"][by_rank] = torch.arange(self.out_features, dtype=torch.int32)
-        state["inclusion"].copy_(inclusion(self._chances(), int(state["tail_draws"])))
+        state["ranks"][state["by_rank"].long()] = torch.arange(self.out_features, dtype=torch.int32)
+        state["inclusion"].copy_(inclusion(chances, int(state["tail_draws"])))
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         counts = self.state["label_counts"]
@@ -88,8 +87,8 @@ class LogUniformSelector(Selector):
         return []
 
     def restore(self) -> None:
-        """Inverts the loaded order."""
-        self._follow_ranks()
+        """What follows from the loaded order and number of draws."""
+        self._follow(self._chances())
 
     def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
         state = self.state

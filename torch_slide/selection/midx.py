@@ -12,7 +12,7 @@ from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
 from torch_slide.hashing import draws
-from torch_slide.selection.base import REHASHES, Selector, Sources, register_selector
+from torch_slide.selection.base import Selector, Sources, register_selector
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
 from torch_slide.tables import checked_norms
 
@@ -74,10 +74,11 @@ class MultiIndexSelector(Selector):
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         with self._changed_rows(weight, bias) as changed:
             anew = self.config.rehash.redraws(rehashes)
-            rows = torch.arange(self.out_features) if anew or changed is None else changed
-            checked_norms(weight, bias, rows)
+            changed = None if anew else changed
+            checked_norms(weight, bias, changed)
             if anew:
                 self._train(weight, bias, self.config.seed + rehashes)
+            rows = torch.arange(self.out_features) if changed is None else changed
             for chunk in rows.split(_CHUNK):
                 self.state["cells"][chunk] = self._cells_of(_vectors(weight, bias, chunk))
             self._group()
@@ -107,7 +108,7 @@ class MultiIndexSelector(Selector):
         if problems := super().problems(loaded):
             return problems
         least, most = (int(end) for end in torch.aminmax(loaded["cells"]))
-        if int(loaded["clock"][REHASHES]) > 0 and not 0 <= least <= most < self.num_codewords**2:
+        if not 0 <= least <= most < self.num_codewords**2:
             return [f"cells: expected numbers in [0, {self.num_codewords**2}), got {least} to {most}"]
         return []
 
