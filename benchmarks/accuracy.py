@@ -73,15 +73,19 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
     return (torch.logsumexp(logits, 1).sum() - label_logits.sum()) / len(counts)
 
 
+def lsh_config(method: str, hidden: int, outputs: int, seed: int) -> ts.LSHConfig:
+    """What LSHConfig.auto says, for a hash family or for another selector than tables."""
+    if method in FAMILIES:
+        return ts.LSHConfig.auto(hidden, outputs, family=method).replace(seed=seed)
+    return ts.LSHConfig.auto(hidden, outputs).replace(seed=seed, selector=method)
+
+
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
-    family = method if method in FAMILIES else "kmeans"
-    changes: dict[str, Any] = {} if method in FAMILIES else {"selector": method}
-    if arguments.num_active:
-        changes["num_active"] = arguments.num_active
-    config = ts.LSHConfig.auto(hidden, outputs, family=family).replace(
-        seed=arguments.seed, correction=not arguments.no_correction, logq=not arguments.no_logq, **changes
+    changes = {"num_active": arguments.num_active} if arguments.num_active else {}
+    config = lsh_config(method, hidden, outputs, arguments.seed).replace(
+        correction=not arguments.no_correction, logq=not arguments.no_logq, **changes
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
 

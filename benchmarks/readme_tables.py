@@ -2,7 +2,8 @@
 
     python benchmarks/readme_tables.py [--results benchmarks/results] [--check]
 
-README.md has those of training_step.py, per_sample.py and accuracy.py, benchmarks/README.md those of kernels.py.
+README.md has those of training_step.py, per_sample.py and accuracy.py, benchmarks/README.md those of kernels.py,
+fidelity.py and others.
 
 Each table stands between two HTML comments; what no file has measured says "not measured".
 """
@@ -165,6 +166,30 @@ def stages(runs: list[Run]) -> str:
     return "\n\n".join(texts) or MISSING
 
 
+def fidelity(runs: list[Run]) -> str:
+    """For each run of fidelity.py: what the candidates of every selector hold, and what the gradients are worth."""
+    texts = []
+    for run in runs:
+        arguments, rows = run["arguments"], run["fidelity"]
+        first = rows[0]["coverage"]
+        lines = [
+            f"{arguments['problem']}, {first['neurons']:,} outputs, after {arguments['stop']} of {arguments['epochs']} "
+            f"epochs, batch {first['samples']}:",
+            "",
+            "| selector | num_active | dense top-1 found | top-10 found | softmax mass | at best "
+            "| cosine of the hidden gradients | bias | cosine of the weights' | bias |",
+            "|---" * 10 + "|",
+        ]
+        for row in rows:
+            coverage = row["coverage"]
+            shares = [*coverage["recall"].values(), coverage["mass"], coverage["best_mass"]]
+            gradients = [row[of][figure] for of in ("hidden", "weight") for figure in ("cosine", "bias")]
+            cells = [row["method"], f"{row['num_active']:,}", *(f"{share:.2f}" for share in shares)]
+            lines.append("| " + " | ".join([*cells, *(f"{figure:.3f}" for figure in gradients)]) + " |")
+        texts.append("\n".join(lines))
+    return ("\n\n".join(texts) or MISSING) + machines(runs)
+
+
 def load(folder: Path, pattern: str) -> list[Run]:
     """The results in files of these names, of one script each."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
@@ -206,6 +231,7 @@ def rewritten_stages(text: str, results: Path) -> str:
         "stages": stages(load(results, "kernels*.json")),
         "peers": peer_tables.peers(load(results, "peers-*.json")),
         "scaling": peer_tables.scaling(load(results, "scaling*.json")),
+        "fidelity": fidelity(load(results, "fidelity-*.json")),
     }
     return replace_all(text, tables)
 

@@ -1,4 +1,4 @@
-"""benchmarks/accuracy.py in small: measurements within epochs, and runs that are cut short."""
+"""benchmarks/accuracy.py and fidelity.py in small: measurements within epochs, runs cut short, all selectors."""
 
 import importlib.util
 import json
@@ -15,17 +15,22 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SMALL = ["--lr", "0.01", "--hidden", "8", "--batch-size", "32", "--threads", "1", "--decay", "1", "--epochs", "2"]
 
 
-@pytest.fixture(scope="module")
-def accuracy():
-    sys.path.insert(0, str(BENCHMARKS))  # it imports its neighbour ``common``
+def script(name):
+    """A benchmark as a module."""
+    sys.path.insert(0, str(BENCHMARKS))  # it imports its neighbours
     try:
-        spec = importlib.util.spec_from_file_location("accuracy", BENCHMARKS / "accuracy.py")
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
-        sys.modules["accuracy"] = module  # dataclasses look their own module up
+        sys.modules[name] = module  # dataclasses look their own module up
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(BENCHMARKS))
     return module
+
+
+@pytest.fixture(scope="module")
+def accuracy():
+    return script("accuracy")
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +131,9 @@ def test_committed_results_are_recognised(accuracy, capsys):
     out = BENCHMARKS / "results" / "accuracy"
     shared = ["--out", str(out), "--problem", "web-links", "--epochs", "5", "--decay", "4", "--threads", "1"]
     accuracy.main([*shared, "--method", "dense", "--lr", "4e-3"])
-    accuracy.main([*shared, "--method", "kmeans", "--lr", "5e-3"])
-    assert capsys.readouterr().out.count("is complete") == 2
+    accuracy.main([*shared, "--method", "kmeans", "--lr", "3e-3"])
+    accuracy.main([*shared, "--method", "kmeans", "--lr", "5e-3", "--row-momentum"])
+    assert capsys.readouterr().out.count("is complete") == 3
 
 
 def test_max_tokens_of_a_text_and_too_many_evaluations(accuracy, folder):
@@ -144,3 +150,25 @@ def test_a_folder_without_a_problem_says_what_it_lacks(accuracy, folder):
     (folder / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"empty: expected train\.txt\.xz or one text .*, got 0 texts"):
         accuracy.main(["--problem", "empty", "--method", "dense", *SMALL, "--out", str(folder / "out")])
+
+
+@pytest.mark.parametrize("problem", ["points", "words"])
+def test_every_selector_looks_at_the_layer_that_was_trained(accuracy, folder, problem):
+    result = folder / "fidelity.json"
+    budgets = ["3", "1000"]
+    script("fidelity").main(
+        ["--problem", problem, *SMALL, "--stop", "1", "--budgets", *budgets, "--draws", "2", "--json", str(result)]
+    )
+    rows = json.loads(result.read_text())["fidelity"]
+    methods = set(accuracy.METHODS) - {"dense"}
+    assert {row["method"] for row in rows} == methods
+    few, all_of_them = rows[: len(methods)], rows[len(methods) :]
+    assert len({row["exact_loss"] for row in rows}) == 1  # one batch, one set of weights
+    for row in all_of_them:  # more candidates than neurons: nothing is sampled
+        if row["method"] == "in_batch":  # which takes labels alone, whatever the budget
+            continue
+        assert row["loss"] == pytest.approx(row["exact_loss"], rel=1e-5)
+        assert row["weight"]["cosine"] == pytest.approx(1, abs=1e-5)
+    recalls = {row["method"]: row["coverage"]["recall"]["1"] for row in few}
+    assert recalls["in_batch"] == 0
+    assert recalls["exact"] == max(recalls.values()) > 0

@@ -1,0 +1,109 @@
+"""How close each selector's step is to the exact one, in the middle of a training run.
+
+    python benchmarks/fidelity.py --problem web-links --lr 3e-3 --epochs 5 --decay 4 --stop 2 --json fidelity.json
+
+A layer is trained with k-means tables, as accuracy.py does, for some of its epochs. Then every selector, with every
+budget, looks at the same weights, the same label counts and the next batch (``ts.diagnostics.fidelity``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import accuracy
+import common
+import torch
+from torch import nn
+
+import torch_slide as ts
+from torch_slide import data
+from torch_slide.diagnostics import Fidelity
+from torch_slide.selection import Selector
+from torch_slide.selection.base import DRAWS
+
+
+def observed(trained: ts.SparseLSHLinear, method: str, num_active: int, seed: int) -> ts.SparseLSHLinear:
+    """A layer over the very weights of the trained one, with another selector that has seen as many labels."""
+    config = accuracy.lsh_config(method, trained.in_features, trained.out_features, seed).replace(num_active=num_active)
+    plain = nn.Linear(1, 1)
+    plain.in_features, plain.out_features = trained.in_features, trained.out_features
+    plain.weight, plain.bias = trained.weight, trained.bias
+    layer = ts.SparseLSHLinear.from_linear(plain, lsh=config, sparse_grad=True).train()
+    share_labels(layer.selector, trained.selector)
+    layer.rehash()
+    return layer
+
+
+def share_labels(selector: Selector, trained: Selector) -> None:
+    """Gives it the label counts of a selector that trained, and the number of draws that they are of."""
+    if "label_counts" in selector.state:
+        selector.state["clock"][DRAWS] = trained.state["clock"][DRAWS]
+        selector.state["label_counts"].copy_(trained.state["label_counts"])
+
+
+def next_batch(run: accuracy.Run, epoch: int) -> tuple[torch.Tensor, Any]:
+    """Hidden vectors and targets of the batch that the run would train on at the beginning of that epoch."""
+    rows, arguments = run.problem.train_rows, run.arguments
+    order = rows[data.epoch_order(len(rows), arguments.seed, epoch)]
+    batch = next(iter(data.batches(run.problem.train, arguments.batch_size, order)))
+    with torch.no_grad():
+        hidden = run.model.hidden(batch)
+    return hidden, (batch.label_ids, batch.label_offsets) if hasattr(batch, "label_ids") else batch.targets
+
+
+def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row for every budget and method."""
+    hidden, target = next_batch(run, arguments.stop)
+    for num_active in arguments.budgets:
+        for method in arguments.methods:
+            layer = observed(run.model.head, method, num_active, arguments.seed)
+            started = time.perf_counter()
+            found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
+            show(method, num_active, found)
+            row = {"method": method, "num_active": num_active, "seconds": time.perf_counter() - started}
+            yield {**row, **dataclasses.asdict(found)}
+
+
+def show(method: str, num_active: int, found: Fidelity) -> None:
+    cover, hidden, weight = found.coverage, found.hidden, found.weight
+    recall = " ".join(f"{share:7.3f}" for share in cover.recall.values())
+    print(
+        f"{method:12s} {num_active:8,d} {recall} {cover.mass:7.3f} {cover.best_mass:7.3f} "
+        f"{hidden.cosine:8.3f} {hidden.bias:7.3f} {weight.cosine:8.3f} {weight.bias:7.3f}",
+        flush=True,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    options = accuracy.parser()
+    options.description = __doc__.splitlines()[0]
+    options.set_defaults(method="kmeans", epochs=5, decay=4)
+    for action in options._actions:
+        action.required = action.required and action.dest == "lr"
+    sampled = [method for method in accuracy.METHODS if method != "dense"]
+    options.add_argument("--stop", type=int, default=2, help="epochs to train before looking")
+    options.add_argument("--methods", nargs="+", choices=sampled, default=sampled)
+    options.add_argument("--budgets", type=int, nargs="+", default=[1024, 4096], help="values of num_active")
+    options.add_argument("--draws", type=int, default=3)
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parser().parse_args(argv)
+    machine = common.header(arguments.threads)
+    run = accuracy.start(arguments)
+    for epoch in range(arguments.stop):
+        print(f"epoch {epoch + 1}: loss {float(run.train_part(epoch)):.4f}", flush=True)
+    columns = ("top-1", "top-10", "mass", "at best", "cos(dh)", "bias", "cos(dW)", "bias")
+    print(f"{'':12s} {'active':>8s} " + " ".join(f"{column:>7s}" for column in columns))
+    rows = list(measured(run, arguments))
+    settings = common.settings(arguments, "threads")
+    common.save(arguments.json, {"machine": machine, "arguments": settings, "fidelity": rows})
+
+
+if __name__ == "__main__":
+    main()
