@@ -152,12 +152,11 @@ def test_a_folder_without_a_problem_says_what_it_lacks(accuracy, folder):
         accuracy.main(["--problem", "empty", "--method", "dense", *SMALL, "--out", str(folder / "out")])
 
 
-@pytest.mark.parametrize("problem", ["points", "words"])
-def test_every_selector_looks_at_the_layer_that_was_trained(accuracy, folder, problem):
+def test_every_selector_looks_at_the_layer_that_was_trained(accuracy, folder):
     result = folder / "fidelity.json"
     budgets = ["3", "1000"]
     script("fidelity").main(
-        ["--problem", problem, *SMALL, "--stop", "1", "--budgets", *budgets, "--draws", "2", "--json", str(result)]
+        ["--problem", "points", *SMALL, "--stop", "1", "--budgets", *budgets, "--draws", "2", "--json", str(result)]
     )
     rows = json.loads(result.read_text())["fidelity"]
     methods = set(accuracy.METHODS) - {"dense"}
