@@ -85,7 +85,7 @@ def test_tables_without_any_result_say_so(tables, tmp_path):
     assert stages.partition("\n")[2] == f"{tables.MISSING}\n"
     text = tables.rewritten(README, tmp_path)
     speed = text.split("<!-- speed")[1].split("<!-- end of speed")[0]
-    assert speed.count(tables.MISSING) == 6 * 5
+    assert speed.count(tables.MISSING) == 6 * len(tables.STEPS)
     assert text.split("<!-- per sample")[1].split("<!-- end of per sample")[0].count(tables.MISSING) == 2
     assert tables.rewritten(text, ROOT / "benchmarks" / "results") == README
 
@@ -96,7 +96,7 @@ def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_pa
             "machine": {"cpu": "Z80", "isa": "scalar", "threads": 1, "torch": "2.13"},
             "arguments": {
                 "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False",
-                "relu": "False",
+                "relu": "False", "row_momentum": str(method == "dense"),
             },
             "epochs": [
                 {"epoch": (i + 1) / evals_per_epoch, "P@1": value, "P@5": 0.25} for i, value in enumerate(values)
@@ -118,7 +118,7 @@ def run_of(method, seconds, values, lr="0.1", seed="0"):
     return {
         "arguments": {
             "problem": "web-links", "method": method, "lr": lr, "num_active": "None", "no_correction": "False",
-            "relu": "False", "decay": "1", "seed": seed,
+            "relu": "False", "decay": "1", "seed": seed, "row_momentum": str(method == "dense"),
         },
         "epochs": [
             {"epoch": i + 1, "P@1": value, "train_cpu_seconds": seconds} for i, value in enumerate(values)
@@ -160,3 +160,11 @@ def test_peers_name_what_was_not_measured(tables):
 def test_a_missing_marker_is_an_error(tables):
     with pytest.raises(ValueError, match=r"^readme_tables: expected one table 'speed', got 0$"):
         tables.rewritten("# torch_slide\n", ROOT)
+
+
+def test_runs_with_and_without_momentum_of_rows_are_told_apart(tables):
+    old = run_of("kmeans", 1.0, [0.5])["arguments"]
+    del old["row_momentum"]  # results older than the option
+    assert tables.accuracy_tables.label_of(old) == "kmeans, momentum of rows"
+    assert tables.accuracy_tables.label_of(run_of("kmeans", 1.0, [0.5])["arguments"]) == "kmeans"
+    assert tables.accuracy_tables.label_of(run_of("dense", 1.0, [0.5])["arguments"]) == "dense"
