@@ -10,6 +10,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import accuracy_tables
 from accuracy_tables import Run
 from readme_tables import DENSE, ROOT, load
 
@@ -68,9 +69,7 @@ def accuracy_over_time(runs: list[Run]) -> Any:
             run
             for run in runs
             if run["arguments"]["problem"] == PROBLEM
-            and run["arguments"]["method"] == method
-            and run["arguments"]["relu"] == "False"
-            and run["arguments"].get("bf16", "False") == run["arguments"].get("rowwise", "False") == "False"
+            and accuracy_tables.label_of(run["arguments"]) == method  # nothing about it other than by default
         ]
         if not curves:
             continue
