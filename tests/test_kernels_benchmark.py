@@ -125,6 +125,6 @@ def test_work_of_the_products_and_of_the_updates(load):
     assert step["input layer, forward"].random == 15 * 8 * 4
     alone = roofline.alone_work(sizes)
     moved = [work.random for work in alone.values()]
-    # Rows of three, two and two arrays, a line for a second moment of the row, three for the bias.
-    assert moved == [10 * (96 + 192), 10 * (64 + 64 + 192), 10 * (32 + 64 + 192)]
+    # Rows of two, one and one arrays, a line for a second moment of the row, two for the bias.
+    assert moved == [10 * (64 + 128), 10 * (32 + 64 + 128), 10 * (16 + 64 + 128)]
     assert roofline.rehash_work(sizes)["rehash of all rows"].flops == 1_000 * 320
