@@ -33,8 +33,7 @@ from torch_slide.targets import row_of
 from torch_slide.train import metrics
 from torch_slide.train.problems import Problem
 
-FAMILIES = ("kmeans", "simhash")  # under the selector "lsh"
-METHODS = ("dense", *FAMILIES, *sorted(SELECTORS.keys() - {"lsh"}))
+METHODS = ("dense", *common.FAMILIES, *sorted(SELECTORS.keys() - {"lsh"}))
 # Options younger than the first results, which do not name them: recorded only when they are not as here.
 LATER_OPTIONS = {
     "no_logq": False,
@@ -73,18 +72,11 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
     return (torch.logsumexp(logits, 1).sum() - label_logits.sum()) / len(counts)
 
 
-def lsh_config(method: str, hidden: int, outputs: int, seed: int) -> ts.LSHConfig:
-    """What LSHConfig.auto says, for a hash family or for another selector than tables."""
-    if method in FAMILIES:
-        return ts.LSHConfig.auto(hidden, outputs, family=method).replace(seed=seed)
-    return ts.LSHConfig.auto(hidden, outputs).replace(seed=seed, selector=method)
-
-
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
     changes = {"num_active": arguments.num_active} if arguments.num_active else {}
-    config = lsh_config(method, hidden, outputs, arguments.seed).replace(
+    config = common.lsh_config(method, hidden, outputs, arguments.seed).replace(
         correction=not arguments.no_correction, logq=not arguments.no_logq, **changes
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)

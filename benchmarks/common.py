@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+import torch_slide as ts
 from torch_slide import data
 from torch_slide.info import info
 from torch_slide.train import problems
 
 PROBLEMS = ("web-links", "citeulike-tags", "diginetica", "wiki-text")
+FAMILIES = ("kmeans", "simhash")  # under the selector "lsh"
 MAX_TOKENS = 2_000_000
 PLANTED_FEATURES = 135_909  # of Amazon-670K
 
@@ -59,6 +61,13 @@ def planted_problem(outputs: int, points: int, test_points: int = 0, seed: int =
     )
     assert train is not None
     return problems.xc_problem(train, test)
+
+
+def lsh_config(method: str, hidden: int, outputs: int, seed: int) -> ts.LSHConfig:
+    """What LSHConfig.auto says, for a hash family or for another selector than tables."""
+    if method in FAMILIES:
+        return ts.LSHConfig.auto(hidden, outputs, family=method).replace(seed=seed)
+    return ts.LSHConfig.auto(hidden, outputs).replace(seed=seed, selector=method)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

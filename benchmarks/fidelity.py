@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,6 @@ from typing import Any
 import accuracy
 import common
 import torch
-from torch import nn
 
 import torch_slide as ts
 from torch_slide import data
@@ -28,11 +28,8 @@ from torch_slide.selection.base import DRAWS
 
 def observed(trained: ts.SparseLSHLinear, method: str, num_active: int, seed: int) -> ts.SparseLSHLinear:
     """A layer over the very weights of the trained one, with another selector that has seen as many labels."""
-    config = accuracy.lsh_config(method, trained.in_features, trained.out_features, seed).replace(num_active=num_active)
-    plain = nn.Linear(1, 1)
-    plain.in_features, plain.out_features = trained.in_features, trained.out_features
-    plain.weight, plain.bias = trained.weight, trained.bias
-    layer = ts.SparseLSHLinear.from_linear(plain, lsh=config, sparse_grad=True).train()
+    config = common.lsh_config(method, trained.in_features, trained.out_features, seed).replace(num_active=num_active)
+    layer = ts.SparseLSHLinear.from_linear(trained, lsh=config, sparse_grad=True)
     share_labels(layer.selector, trained.selector)
     layer.rehash()
     return layer
@@ -81,9 +78,7 @@ def show(method: str, num_active: int, found: Fidelity) -> None:
 def parser() -> argparse.ArgumentParser:
     options = accuracy.parser()
     options.description = __doc__.splitlines()[0]
-    options.set_defaults(method="kmeans", epochs=5, decay=4)
-    for action in options._actions:
-        action.required = action.required and action.dest == "lr"
+    options.set_defaults(epochs=5, decay=4)
     sampled = [method for method in accuracy.METHODS if method != "dense"]
     options.add_argument("--stop", type=int, default=2, help="epochs to train before looking")
     options.add_argument("--methods", nargs="+", choices=sampled, default=sampled)
@@ -93,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(["--method", "kmeans", *(sys.argv[1:] if argv is None else argv)])
     machine = common.header(arguments.threads)
     run = accuracy.start(arguments)
     for epoch in range(arguments.stop):

@@ -39,9 +39,7 @@ QUERIES = 256
 
 
 def lsh_config(arguments: argparse.Namespace, outputs: int) -> ts.LSHConfig:
-    changes = {"selector": "uniform"} if arguments.family == "uniform" else {}
-    family = "kmeans" if arguments.family == "uniform" else arguments.family
-    config = ts.LSHConfig.auto(arguments.hidden, outputs, family=family).replace(seed=arguments.seed, **changes)
+    config = common.lsh_config(arguments.family, arguments.hidden, outputs, arguments.seed)
     given = {
         name: getattr(arguments, name) for name in ("num_active", "num_tables", "probes") if getattr(arguments, name)
     }

@@ -13,6 +13,7 @@ from torch_slide.diagnostics.candidates import coverage
 from torch_slide.diagnostics.checks import check_layer, measurable
 from torch_slide.diagnostics.drift import code_drift, tables_of
 from torch_slide.linear import SparseLSHLinear
+from torch_slide.selection import in_backward
 
 Record = dict[str, float]
 
@@ -81,8 +82,7 @@ class FidelityMonitor:
     def _after_forward(
         self, layer: SparseLSHLinear, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor
     ) -> None:
-        recomputing = torch._C._current_graph_task_id() != -1  # a checkpoint, inside the backward pass
-        if recomputing or not (layer.training and torch.is_grad_enabled()):
+        if in_backward() or not (layer.training and torch.is_grad_enabled()):
             return
         self._step += 1
         self._due |= self._step % self.every == 0

@@ -33,7 +33,8 @@ FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
 _RECENT_DRAWS = 64
 
 
-def _in_backward() -> bool:
+def in_backward() -> bool:
+    """Whether a backward pass is running: a forward pass inside it is that of a checkpoint."""
     return torch._C._current_graph_task_id() != -1
 
 
@@ -184,7 +185,7 @@ class Selector:
             return draw
         flat = hidden.detach().reshape(-1)
         fingerprint = (tuple(hidden.shape), *flat[:: max(1, len(flat) // 16)][:16].tolist())
-        if _in_backward():
+        if in_backward():
             return self._recent_draws.get(fingerprint, draw)
         self._recent_draws[fingerprint] = draw
         if len(self._recent_draws) > _RECENT_DRAWS:
@@ -199,7 +200,7 @@ class Selector:
         checkpoint evaluates the loss again.
         """
         # A sum is finite only if all its terms are; that it overflows is no reason to stop.
-        if _in_backward() or not (math.isfinite(float(hidden.sum())) or bool(torch.isfinite(hidden).all())):
+        if in_backward() or not (math.isfinite(float(hidden.sum())) or bool(torch.isfinite(hidden).all())):
             return
         clock, timers = self.state["clock"], self.state["timers"]
         _, draws, rehashes, next_rehash, frozen = clock.tolist()
