@@ -172,17 +172,6 @@ def test_the_network_has_a_relu_when_asked():
     assert torch.equal(plain.hidden(batch).relu(), clipped.hidden(batch))
 
 
-def test_next_token_metrics():
-    logits = torch.arange(60.0).reshape(3, 20)
-    batch = data.NextTokenBatch(torch.zeros(3, 8), torch.tensor([19, 15, 14]))
-    got = metrics.next_token_metrics(batch, logits)
-    assert got["P@1"].tolist() == [1, 0, 0]
-    assert got["HR@5"].tolist() == [1, 1, 0]
-    assert got["P@5"].tolist() == pytest.approx([0.2, 0.2, 0])
-    expected = -logits.double().log_softmax(1)[torch.arange(3), batch.targets]
-    assert got["xent"].tolist() == pytest.approx(expected.tolist())
-
-
 def test_dense_and_sparse_heads_learn_it(tmp_path):
     problem = open_problem(write(tmp_path / "t.txt", documents(60)), None)
     assert (problem.format, problem.num_outputs, problem.num_inputs) == ("text", 60, 61)

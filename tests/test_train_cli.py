@@ -9,13 +9,8 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import nn
 
 from torch_slide import data
-from torch_slide.train import metrics, models
 from torch_slide.train.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from torch_slide.train.cli import main
 from torch_slide.train.problems import guess_format, open_problem
@@ -352,69 +347,3 @@ def test_damaged_checkpoint_is_a_valueerror(tmp_path):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"x\.pt: not a checkpoint"):
             load_checkpoint(path)
-
-
-labels_of_points = st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=4), min_size=1, max_size=6)
-
-
-@settings(deadline=None)
-@given(labels=labels_of_points, k=st.integers(1, 5), seed=st.integers(0, 99))
-def test_precision_at(labels, k, seed):
-    logits = torch.rand(len(labels), 12, generator=torch.Generator().manual_seed(seed))
-    top = logits.topk(5).indices
-    offsets = torch.tensor([sum(map(len, labels[:i])) for i in range(len(labels) + 1)])
-    got = metrics.precision_at(top, torch.tensor([label for point in labels for label in point]), offsets, k)
-    expected = [len(set(labels[i]) & set(top[i, :k].tolist())) / k for i in range(len(labels))]
-    assert got.tolist() == pytest.approx(expected)
-
-
-def test_next_item_metrics():
-    batch = data.NextItemBatch(*(torch.zeros(3),) * 3, targets=torch.tensor([5, 6, 7]))
-    top = torch.arange(20).repeat(3, 1)
-    top[0, [0, 5]] = top[0, [5, 0]]
-    top[2, 7] = 99
-    logits = torch.zeros(3, 100).scatter(1, top, torch.arange(20.0, 0.0, -1).expand(3, 20))
-    got = metrics.next_item_metrics(batch, logits)
-    assert got["HR@1"].tolist() == [1, 0, 0]
-    assert got["HR@5"].tolist() == [1, 0, 0]
-    assert got["HR@20"].tolist() == [1, 1, 0]
-    assert got["MRR@20"].tolist() == pytest.approx([1, 1 / 7, 0])
-
-
-def test_evaluate_is_the_mean_over_chunks(monkeypatch):
-    monkeypatch.setattr(metrics, "_LOGITS_AT_ONCE", 7 * 500)
-    problem = data.planted_labels(50, 100, 500, seed=5)
-    model = models.BagOfFeatures(100, nn.Linear(8, 500))
-    model.train()
-    rows = torch.arange(50)
-    chunks = []
-    got = metrics.evaluate(model, problem, rows, 500, metrics.xc_metrics, chunks.append)
-    assert chunks == [7] * 7 + [1]
-    assert model.training
-    with torch.no_grad():
-        batch = problem.batch(rows)
-        whole = metrics.xc_metrics(batch, model(batch))
-    assert got == pytest.approx({name: float(values.mean()) for name, values in whole.items()})
-
-
-def test_dense_multilabel_cross_entropy_is_its_formula():
-    problem = data.planted_labels(20, 100, 400, seed=5)
-    batch = problem.batch(torch.arange(20))
-    model = models.BagOfFeatures(100, nn.Linear(8, 400), sparse_embedding=False).double()
-    batch = batch._replace(values=batch.values.double())
-    fast = models.dense_multilabel_cross_entropy(model.hidden(batch), model.head, batch.label_ids, batch.label_offsets)
-    grads = torch.autograd.grad(fast, list(model.parameters()))
-    logits = model(batch)
-    spans = zip(batch.label_offsets[:-1].tolist(), batch.label_offsets[1:].tolist(), strict=True)
-    means = torch.stack([logits[i, batch.label_ids[a:b]].mean() for i, (a, b) in enumerate(spans)])
-    plain = (logits.logsumexp(1) - means).mean()
-    torch.testing.assert_close(fast, plain)
-    torch.testing.assert_close(grads, torch.autograd.grad(plain, list(model.parameters())))
-
-
-def test_dense_cross_entropy_is_torchs():
-    head = nn.Linear(8, 300)
-    hidden, targets = torch.randn(600, 8), torch.randint(0, 300, (600,))
-    torch.testing.assert_close(
-        models.dense_cross_entropy(hidden, head, targets), F.cross_entropy(head(hidden), targets)
-    )

@@ -56,16 +56,35 @@ def hit_rates(top: Tensor, targets: Tensor, *ks: int) -> dict[str, Tensor]:
     return {f"HR@{k}": (top[:, :k] == targets[:, None]).any(1).float() for k in ks}
 
 
+def label_cross_entropy(logits: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+    """Cross-entropy of every point in nats, its labels equally likely: logsumexp less their mean logit, float32 [B].
+
+    Args:
+        logits: [B, outputs].
+        label_ids: labels of all points, int64 [labels].
+        label_offsets: as in :func:`precision_at`; a point without labels has nothing to explain, 0.
+    """
+    counts = label_offsets.diff()
+    point = row_of(label_offsets, len(label_ids))
+    label_logits = logits.new_zeros(len(counts)).index_add(0, point, logits[point, label_ids])
+    return torch.where(counts > 0, torch.logsumexp(logits, 1) - label_logits / counts.clamp(min=1), 0.0)
+
+
 def xc_metrics(batch: XCBatch, logits: Tensor) -> dict[str, Tensor]:
-    """P@1, P@3 and P@5 of every point."""
+    """P@1, P@3, P@5 and the cross-entropy in nats, xent, of every point."""
     top = highest(logits, 5)
-    return {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
+    precision = {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
+    return {**precision, "xent": label_cross_entropy(logits, batch.label_ids, batch.label_offsets)}
 
 
 def next_item_metrics(batch: NextItemBatch, logits: Tensor) -> dict[str, Tensor]:
-    """HR@1, HR@5, HR@20 and MRR@20 of every session."""
+    """HR@1, HR@5, HR@20, MRR@20 and the cross-entropy in nats, xent, of every session."""
     top = highest(logits, 20)
-    return {**hit_rates(top, batch.targets, 1, 5, 20), "MRR@20": reciprocal_rank(top, batch.targets)}
+    return {
+        **hit_rates(top, batch.targets, 1, 5, 20),
+        "MRR@20": reciprocal_rank(top, batch.targets),
+        "xent": F.cross_entropy(logits, batch.targets, reduction="none"),
+    }
 
 
 def next_token_metrics(batch: NextTokenBatch, logits: Tensor) -> dict[str, Tensor]:
