@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 
 import torch_slide as ts
+from torch_slide.selection import LSHSelector
+from torch_slide.tables import admit_
 
 IN, OUT = 12, 500
 KINDS = {
@@ -20,6 +22,13 @@ KINDS = {
 def layer(kind="simhash", seed=1, **options):
     torch.manual_seed(seed)
     return ts.SparseLSHLinear(IN, OUT, lsh=KINDS[kind], **options)
+
+
+def learned(head):
+    """As if the layer's weights had been learned elsewhere, so that all rows belong into its tables."""
+    if isinstance(head.selector, LSHSelector):
+        admit_(head.selector.state["norms"])
+    return head
 
 
 def batch(step, size=16):

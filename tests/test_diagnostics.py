@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from layer_cases import IN, KINDS, OUT, batch, layer, train
+from layer_cases import IN, KINDS, OUT, batch, layer, learned, train
 
 import torch_slide as ts
 from torch_slide.diagnostics.dense import DenseGradient, DenseSoftmax
@@ -258,7 +258,7 @@ def test_some_samples_stand_for_the_batch(kind):
 
 @pytest.mark.parametrize("kind", ["simhash", "kmeans", "sample"])
 def test_drift_counts_the_codes_that_a_rehash_would_change(kind):
-    head = layer(kind)
+    head = learned(layer(kind))
     head.rehash()
     assert code_drift(head) == 0
     with torch.no_grad():

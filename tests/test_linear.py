@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_cases import IN, KINDS, OUT, assert_same_tensors, batch, layer, tensors_of, train
+from layer_cases import IN, KINDS, OUT, assert_same_tensors, batch, layer, learned, tensors_of, train
 from torch import nn
 
 import torch_slide as ts
@@ -403,7 +403,7 @@ def test_rehashes_come_when_the_schedule_says(growth):
 def test_hash_functions_are_redrawn_when_the_schedule_says(redraw_every):
     torch.manual_seed(1)
     schedule = ts.RehashSchedule(every=2, growth=0, redraw_every=redraw_every)
-    head = ts.SparseLSHLinear(IN, OUT, lsh=KINDS["simhash"].replace(rehash=schedule))
+    head = learned(ts.SparseLSHLinear(IN, OUT, lsh=KINDS["simhash"].replace(rehash=schedule)))
     name = next(k for k in head.selector.state if k.startswith("hash."))
     redrawn, before = [], None
     for step in range(10):
@@ -443,7 +443,7 @@ def test_frozen_tables_stay():
 
 
 def test_rehash_by_hand_works_on_frozen_tables():
-    head = layer()
+    head = learned(layer())
     head.freeze_tables()
     head.rehash()
     with torch.no_grad():
@@ -454,7 +454,7 @@ def test_rehash_by_hand_works_on_frozen_tables():
 
 
 def test_tables_that_were_never_filled_cannot_be_frozen_empty():
-    head = layer()
+    head = learned(layer())
     head.freeze_tables()
     head.loss(*batch(0))
     assert rehashes(head) == 1
@@ -466,7 +466,7 @@ def test_tables_that_were_never_filled_cannot_be_frozen_empty():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_stats(kind):
-    head = layer(kind)
+    head = learned(layer(kind))
     x, y = batch(0)
     loss = F.cross_entropy(head(x), y)
     loss.backward()

@@ -109,9 +109,9 @@ def wrong_checkpoints():
         "more bits": (more_bits, r"lsh.hash.*got"),
         "other family": (layer("kmeans").state_dict(), "selector 'lsh' of family 'simhash'.*centroids"),
         "other selector": (layer("uniform").state_dict(), "selector 'lsh' of family 'simhash'.*remove the lsh"),
-        "other format": (other_format, "lsh.clock: expected format 1, got 99"),
+        "other format": (other_format, "lsh.clock: expected format 2, got 99"),
         "some keys missing": ({k: v for k, v in state.items() if k != "lsh.norms"}, "selector 'lsh'.*norms"),
-        "codes of other tables": (codes, r"lsh.codes: expected bucket numbers in \[0, 32\), got [0-9]+ to 1048576"),
+        "codes of other tables": (codes, r"lsh.codes: expected bucket numbers in \[-1, 32\), got -1 to 1048576"),
         "not a tensor": ({**state, "lsh.codes": 3}, "lsh.codes: expected a tensor"),
     }
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_cases import IN, OUT, assert_same_tensors, batch, layer, tensors_of, train
+from layer_cases import IN, OUT, assert_same_tensors, batch, layer, learned, train
 
 import torch_slide as ts
 from torch_slide.hashing import row_norms
@@ -36,10 +36,11 @@ def filled(config, weight, bias, seed=0):
 
 
 def rebuilt(head):
-    """Tables filled at once from the weights, with the layer's own hash functions."""
+    """Tables filled at once from the weights, with the layer's own hash functions and members."""
     tables = HashTables(IN, OUT, head.lsh)
+    tables.state["norms"].copysign_(head.selector.state["codes"][0])
     tables.measure(head.weight, head.bias)
-    for name in ("norm", *(key for key in tables.state if key.startswith("hash."))):
+    for name in ("drawn_for", *(key for key in tables.state if key.startswith("hash."))):
         tables.state[name].copy_(head.selector.state[name])
     tables.insert(head.weight, head.bias)
     names = [name for name in tables.state if name not in ("clock", "counters", "timers")]
@@ -47,9 +48,9 @@ def rebuilt(head):
 
 
 def tables_of(head):
-    return {
-        name: head.selector.state[name] for name in head.selector.state if name not in ("clock", "counters", "timers")
-    }
+    """The layer's own, without what it admitted since it filled them."""
+    state = {k: v for k, v in head.selector.state.items() if k not in ("clock", "counters", "timers")}
+    return {**state, "norms": state["norms"].abs().copysign(state["codes"][0])}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -79,7 +80,7 @@ def test_partial_insert_leaves_what_a_full_one_leaves(family, policy, norm_aware
 def test_re_inserting_trained_rows_leaves_what_a_rebuild_leaves(family, optimizer_of, selection):
     torch.manual_seed(1)
     lsh = config_of(family, rehash=ts.RehashSchedule(every=5, growth=0), selection=selection, num_active=20)
-    head = ts.SparseLSHLinear(IN, OUT, lsh=lsh, sparse_grad=True)
+    head = learned(ts.SparseLSHLinear(IN, OUT, lsh=lsh, sparse_grad=True))
     train(head, optimizer_of(head.parameters(), lr=0.05), range(5))
     seen = []
     insert = head.selector.tables.insert
@@ -119,7 +120,7 @@ def test_writes_by_hand_are_noticed(write):
     head.rehash()
     assert_same_tensors(tables_of(head), rebuilt(head))
     norms = row_norms(head.weight.detach(), head.bias.detach())
-    assert torch.equal(head.selector.state["norms"], norms)
+    assert torch.equal(head.selector.state["norms"].abs(), norms)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,9 +158,9 @@ def test_hubs_are_the_rows_of_largest_norm(with_bias):
 @pytest.mark.parametrize("family", ["simhash", "kmeans"])
 def test_a_drift_of_the_norms_draws_anew(family):
     torch.manual_seed(1)
-    head = ts.SparseLSHLinear(IN, OUT, lsh=config_of(family))
+    head = learned(ts.SparseLSHLinear(IN, OUT, lsh=config_of(family)))
     head.rehash()
-    norm, hashes = head.selector.state["norm"].clone(), {
+    norm, hashes = head.selector.state["drawn_for"].clone(), {
         k: v.clone() for k, v in head.selector.state.items() if k.startswith("hash.")
     }  # fmt: skip
     for factor, drawn in ((1.1, False), (1.5, True)):
@@ -167,7 +168,7 @@ def test_a_drift_of_the_norms_draws_anew(family):
             head.weight.mul_(factor)
             head.bias.mul_(factor)
         head.rehash()
-        assert torch.equal(head.selector.state["norm"], norm) != drawn
+        assert torch.equal(head.selector.state["drawn_for"], norm) != drawn
         assert all(torch.equal(head.selector.state[k], v) for k, v in hashes.items()) != drawn
     fresh = filled(config_of(family), head.weight, head.bias, seed=2)
     assert_same_tensors(fresh.state, {name: head.selector.state[name] for name in fresh.state})
@@ -221,4 +222,3 @@ def test_norms_and_biases_count_when_norm_aware():
 def test_tables_of_a_layer_of_one_row():
     tables = filled(config_of("kmeans", hashes_per_table=1), torch.ones(1, IN), None)
     assert tables.state["counts"].sum() == 2
-    assert tensors_of(layer())["lsh.norm"].shape == (1,)

@@ -16,11 +16,11 @@ def update_tables_(
     """Moves ``rows`` to their new codes and refills the buckets that they left and entered, in place.
 
     Args:
-        codes: int32 [L, N].
+        codes: int32 [L, N], -1 for a row that is in no bucket.
         buckets: int32 [L, num_buckets, capacity].
         counts: int32 [L, num_buckets].
         rows: int64 [n], unique.
-        new_codes: int32 [n, L].
+        new_codes: int32 [n, L], in the same way.
         policy: index into config.POLICIES.
         seed: of the reservoirs.
     """

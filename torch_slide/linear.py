@@ -72,6 +72,18 @@ class SparseLSHLinear(nn.Linear):
             raise ValueError(f"SparseLSHLinear: expected role to be 'output' or 'hidden', got {role!r}")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self._set_up(LSHConfig.auto(in_features, out_features) if lsh is None else lsh, role, sparse_grad)
+        self._begin()
+
+    def reset_parameters(self) -> None:
+        """As nn.Linear; the tables begin anew."""
+        super().reset_parameters()
+        if hasattr(self, "selector"):
+            self._begin()
+
+    def _begin(self) -> None:
+        # In a hidden layer random neurons are features like any others, and tables have to find them.
+        if self.role == "output" and self.weight.device.type == "cpu":
+            self.selector.begin(self.weight, self.bias)
 
     def _set_up(self, lsh: LSHConfig, role: str, sparse_grad: bool) -> None:
         self.lsh, self.role, self.sparse_grad = lsh, role, sparse_grad
@@ -243,7 +255,11 @@ class SparseLSHLinear(nn.Linear):
     # ---- state: the selector's tensors under "lsh.", which DDP neither broadcasts nor a plain nn.Linear state needs --
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLSHLinear:
+        rounds = fn(self.weight.detach().new_empty(0)).dtype != self.weight.dtype
+        as_begun = rounds and self.selector.as_begun(self.weight, self.bias)
         super()._apply(fn, recurse)
+        if as_begun:
+            self._begin()
         for tensor in self.selector.state.values():
             fn(tensor)  # for what it does in place (share_memory_): tables stay on the CPU, hashes in float32
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,8 +17,10 @@ _CHUNK = 4096
 # rows raise far above the others, all others would crowd at the pole of the sphere and share their buckets. Rows beyond
 # it are hashed by their direction alone; they are the hubs, which are candidates anyway.
 _BEYOND_NORM = 0.01
-# Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row.
+# Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row. So
+# do new centroids, which are due when there are twice as many rows as they were found for.
 _NORM_DRIFT = 1.4
+_MORE_ROWS = 2
 # Every rehash asks for that quantile and for the largest norms: a sample serves the first, blocks' maxima the second.
 _NORM_SAMPLE = 1 << 16
 _BLOCK = 1024
@@ -30,6 +31,10 @@ class HashTables:
 
     The buckets are a function of the codes (see csrc/core/tables.h), so a partial re-insert of changed rows leaves
     bit for bit what a full rebuild leaves, and a checkpoint needs the codes alone.
+
+    After :meth:`begin` no row is in a table until it is admitted. Of a layer that begins at random only rows that have
+    been a label can have learned to score high; the others, most of millions, would crowd the buckets. Their norms have
+    a negative sign.
 
     Args:
         in_features: width of a row.
@@ -61,7 +66,7 @@ class HashTables:
             "counts": torch.zeros(buckets, dtype=torch.int32),
             "norms": torch.zeros(rows),
             "hubs": torch.zeros(min(config.num_hubs, rows), dtype=torch.int64),
-            "norm": torch.zeros(1),
+            "drawn_for": torch.zeros(2),  # the norm that vectors are scaled by, and the number of rows, at a redraw
             **{f"hash.{name}": value for name, value in self.family.draw(config.seed).items()},
         }
 
@@ -74,6 +79,28 @@ class HashTables:
         """Share of the (row, table) pairs that found no room in their bucket."""
         counts = self.state["counts"]
         return (counts - self.config.bucket_size).clamp_(min=0).sum().item() / max(1, counts.sum().item())
+
+    @torch.no_grad()
+    def begin(self, weight: Tensor, bias: Tensor | None) -> None:
+        """The rows were just made at random: empty tables, and no members."""
+        self.state["codes"].fill_(-1)
+        self.state["drawn_for"].zero_()
+        self.refill()
+        self.state["norms"].copy_(row_norms(weight, bias).neg_())
+
+    @torch.no_grad()
+    def as_begun(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether nothing was admitted or written since :meth:`begin`; every row is known by its norm."""
+        return torch.equal(self.state["norms"], row_norms(weight, bias).neg_())
+
+    def are_members(self, rows: Tensor) -> Tensor:
+        """Which of the rows (int64 [n]) are members, bool [n]."""
+        return ~self.state["norms"][rows].signbit()
+
+    @property
+    def members(self) -> Tensor:
+        """All members: int64, ascending."""
+        return (~self.state["norms"].signbit()).nonzero().squeeze(1)
 
     @torch.no_grad()
     def measure(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
@@ -92,36 +119,51 @@ class HashTables:
     @torch.no_grad()
     def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
         """New hash functions, for the measured norms; every row has to be inserted again afterwards."""
-        self.state["norm"].fill_(_typical_norm(self.state["norms"]))
-        for name, value in self.family.fit(_Vectors(self, weight, bias), seed).items():
+        members = self.members
+        self.state["drawn_for"].copy_(torch.tensor([_typical_norm(self.state["norms"][members]), len(members)]))
+        for name, value in self.family.fit(_Vectors(self, weight, bias, members), seed).items():
             self.state[f"hash.{name}"].copy_(value)
 
     @torch.no_grad()
     def insert(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
-        """Hashes the given rows (int64, unique), or all, and moves those whose codes changed.
+        """Hashes the given rows (int64, unique), or all, with those just admitted, and moves whose codes changed.
 
-        If no other row has changed since, a partial insert leaves what inserting all would leave.
+        Only members are looked at. If no other row has changed since, a partial insert leaves what inserting all would
+        leave.
         """
         state = self.state
         if rows is None:
-            for start, codes in self._hashed(weight, bias, None):
-                state["codes"][:, start : start + len(codes)] = codes.T
+            state["codes"].fill_(-1)
+            if len(members := self.members) > 0:
+                state["codes"][:, members] = self._hash(weight, bias, members).T
             self.refill()
-        elif len(rows) > 0:
-            codes = self.codes(weight, bias, rows)
+            return
+        admitted = ~state["norms"].signbit() & (state["codes"][0] < 0)
+        rows = torch.cat([rows[self.are_members(rows)], admitted.nonzero().squeeze(1)]).unique()
+        if len(rows) > 0:
+            codes = self._hash(weight, bias, rows)
             functional.update_tables_(
                 state["codes"], state["buckets"], state["counts"], rows, codes, self._policy, self.config.seed
             )
 
     @torch.no_grad()
     def codes(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
-        """The bucket numbers that :meth:`insert` would give to the rows (int64 [n], not empty): int32 [n, L]."""
-        return torch.cat([codes for _, codes in self._hashed(weight, bias, rows)])
+        """The bucket numbers that :meth:`insert` would give to the rows (int64 [n]), -1 if no members: int32 [n, L]."""
+        codes = torch.full((len(rows), self.config.num_tables), -1, dtype=torch.int32)
+        members = self.are_members(rows)
+        if float(self.state["drawn_for"][1]) > 0 and bool(members.any()):
+            codes[members] = self._hash(weight, bias, rows[members])
+        return codes
 
-    def norms_drifted(self) -> bool:
-        """Whether the measured norms ask for a new scale."""
-        drift = _typical_norm(self.state["norms"]) / float(self.state["norm"])
-        return not 1 / _NORM_DRIFT < drift < _NORM_DRIFT
+    def outgrown(self) -> bool:
+        """Whether the rows are not those any more that the hash functions were drawn for."""
+        norm, drawn_for = self.state["drawn_for"].tolist()
+        norms = self.state["norms"][self.members]
+        if len(norms) == 0 or drawn_for == 0:
+            return len(norms) > 0
+        if self.family.data_dependent and len(norms) >= _MORE_ROWS * drawn_for:
+            return True
+        return self.config.norm_aware and not 1 / _NORM_DRIFT < _typical_norm(norms) / norm < _NORM_DRIFT
 
     def refill(self) -> None:
         """Fills the buckets from the codes alone, as after loading a checkpoint."""
@@ -142,16 +184,21 @@ class HashTables:
     def vectors(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         """What is hashed of the given rows, float32 [n, in_features or in_features + 2]."""
         if self.config.norm_aware:
-            return augment_rows(weight, bias, float(self.state["norm"]), rows)
+            return augment_rows(weight, bias, float(self.state["drawn_for"][0]), rows)
         return weight[rows].float()
 
-    def _hashed(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    def _hash(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
         params = self._hash_params
-        total = self.out_features if rows is None else len(rows)
-        for start in range(0, total, _CHUNK):
-            end = min(start + _CHUNK, total)
-            chunk = torch.arange(start, end) if rows is None else rows[start:end]
-            yield start, self.family.row_codes(params, self.vectors(weight, bias, chunk))
+        chunks = (self.vectors(weight, bias, some) for some in rows.split(_CHUNK))
+        return torch.cat([self.family.row_codes(params, x) for x in chunks])
+
+
+def admit_(norms: Tensor, rows: Tensor | None = None) -> None:
+    """Makes these rows (int64 [n]), or all, members of the tables with these norms: the next insert takes them in."""
+    if rows is None:
+        norms.abs_()
+    else:
+        norms[rows] = norms[rows].abs()
 
 
 @torch.no_grad()
@@ -159,7 +206,7 @@ def measure_(norms: Tensor, hubs: Tensor, weight: Tensor, bias: Tensor | None, r
     """Brings the norms of the given rows, or of all, up to date, and the hubs, which are the rows of largest norm.
 
     Args:
-        norms: float32 [N], overwritten.
+        norms: float32 [N], overwritten but for the signs, which are the tables' own.
         hubs: int64 [H], overwritten, the largest first.
         weight: [N, in_features].
         bias: [N] or None.
@@ -170,23 +217,23 @@ def measure_(norms: Tensor, hubs: Tensor, weight: Tensor, bias: Tensor | None, r
     """
     measured = checked_norms(weight, bias, rows)
     if rows is None:
-        norms.copy_(measured)
+        norms.copy_(measured.copysign_(norms))
     else:
-        norms[rows] = measured
+        norms[rows] = measured.copysign_(norms[rows])
     hubs.copy_(_largest(norms, len(hubs)))
 
 
 class _Vectors:
-    """The vectors that are hashed, read by row number: a family that is trained wants only some of them."""
+    """The vectors that are hashed, by their number among the members: a family that is trained wants some of them."""
 
-    def __init__(self, tables: HashTables, weight: Tensor, bias: Tensor | None) -> None:
-        self._tables, self._weight, self._bias = tables, weight, bias
+    def __init__(self, tables: HashTables, weight: Tensor, bias: Tensor | None, members: Tensor) -> None:
+        self._tables, self._weight, self._bias, self._members = tables, weight, bias, members
 
     def __len__(self) -> int:
-        return len(self._weight)
+        return len(self._members)
 
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self._tables.vectors(self._weight, self._bias, rows)
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self._tables.vectors(self._weight, self._bias, self._members[index])
 
 
 def _typical_norm(norms: Tensor) -> float:

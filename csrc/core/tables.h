@@ -9,7 +9,7 @@ enum class Policy : int64_t { reservoir = 0, fifo = 1 };
 
 // Raw views of L tables over N rows; slots past min(counts, capacity) hold -1.
 struct TablesView {
-  int32_t* codes;    // [L, N]
+  int32_t* codes;    // [L, N], negative for a row in no bucket
   int32_t* buckets;  // [L, num_buckets, capacity]
   int32_t* counts;   // [L, num_buckets], rows that belong there, also those that found no room
   int64_t num_tables, num_rows, num_buckets, capacity;

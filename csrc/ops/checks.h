@@ -50,11 +50,11 @@ inline const int64_t* checked_offsets(const Tensor& tensor, int64_t total, const
 // A number outside [0, bound) is negative, or its distance from the last one is. All signs at once, without a branch
 // for each, so that the compiler makes vector code of it on every processor: these lists are long.
 template <typename Int>
-bool all_below(const Int* numbers, int64_t num, int64_t bound) {
+bool all_below(const Int* numbers, int64_t num, int64_t bound, Int least = 0) {
   using Bits = std::make_unsigned_t<Int>;
   const auto last = static_cast<Bits>(std::min<int64_t>(bound - 1, std::numeric_limits<Int>::max()));
   Bits signs = bound > 0 || num == 0 ? 0 : ~Bits{0};
-  for (int64_t i = 0; i < num; ++i) signs |= static_cast<Bits>(numbers[i]) | (last - static_cast<Bits>(numbers[i]));
+  for (int64_t i = 0; i < num; ++i) signs |= (static_cast<Bits>(numbers[i]) - static_cast<Bits>(least)) | (last - static_cast<Bits>(numbers[i]));
   return static_cast<Int>(signs) >= 0;
 }
 
@@ -71,12 +71,16 @@ inline const int64_t* checked_indices(const Tensor& tensor, int64_t bound, const
   return indices;
 }
 
-// Bucket numbers.
-inline void check_codes(const int32_t* codes, int64_t num, int64_t num_buckets, const char* op, const char* argument) {
-  if (all_below(codes, num, num_buckets)) return;
+constexpr int32_t kNoBucket = -1;
+
+// Bucket numbers, or where least is kNoBucket that as well.
+inline void check_codes(const int32_t* codes, int64_t num, int64_t num_buckets, const char* op, const char* argument,
+                        int32_t least = 0) {
+  if (all_below(codes, num, num_buckets, least)) return;
   for (int64_t i = 0; i < num; ++i)
-    if (codes[i] < 0 || codes[i] >= num_buckets)
-      reject(op, argument, "bucket numbers in [0, " + std::to_string(num_buckets) + ")",
+    if (codes[i] < least || codes[i] >= num_buckets)
+      reject(op, argument,
+             "bucket numbers in [" + std::to_string(least) + ", " + std::to_string(num_buckets) + ")",
              std::to_string(codes[i]) + " at " + std::to_string(i));
 }
 

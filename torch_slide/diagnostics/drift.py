@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from torch_slide.diagnostics.checks import not_ready
+from torch_slide.hashing import row_norms
 from torch_slide.linear import SparseLSHLinear
 from torch_slide.tables import HashTables
 
@@ -38,7 +39,7 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
         rows = torch.randint(layer.out_features, (sample,), generator=torch.Generator().manual_seed(seed))
     else:
         rows = torch.arange(layer.out_features)
-    if not bool(torch.isfinite(tables.vectors(layer.weight, layer.bias, rows)).all()):
+    if not bool(torch.isfinite(row_norms(layer.weight[rows], None if layer.bias is None else layer.bias[rows])).all()):
         raise ValueError(f"{op}: expected weight and bias to be finite, got a row that is not")
     moved = tables.state["codes"][:, rows] != tables.codes(layer.weight, layer.bias, rows).T
     return float(moved.double().mean())

@@ -24,7 +24,7 @@ from torch_slide import dirty, functional
 from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.targets import row_of
 
-_VERSION = 1
+_VERSION = 2
 # Fields of Selector.state["clock"].
 FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
 
@@ -135,6 +135,8 @@ class Selector:
     needs_labels: ClassVar[bool] = False
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
+    # Written by every step, not by rehashes alone.
+    written: ClassVar[tuple[str, ...]] = ("clock", "counters", "timers", "label_counts")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         if config.selection not in self.selections:
@@ -210,6 +212,9 @@ class Selector:
         if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
         clock[DRAWS] += 1
+        self._count(labels)
+
+    def _count(self, labels: Tensor) -> None:
         if (counts := self.state.get("label_counts")) is not None:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 
@@ -253,6 +258,14 @@ class Selector:
         clock[REHASHES] += 1
         clock[NEXT_REHASH] = draws + self.config.rehash.interval(rehashes)
 
+    def begin(self, weight: Tensor, bias: Tensor | None) -> None:
+        """The layer just made its weights at random."""
+        self.forget()
+
+    def as_begun(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether :meth:`begin` has to be told of a change of dtype."""
+        return False
+
     def freeze(self, frozen: bool) -> None:
         """Stops (or resumes) scheduled rehashes."""
         self.state["clock"][FROZEN] = int(frozen)
@@ -269,9 +282,8 @@ class Selector:
 
     def observer(self) -> Selector:
         """One that selects as this would in its next step, writes to tensors of its own, and never rehashes."""
-        written = ("clock", "counters", "timers", "label_counts")
         twin = copy.copy(self)
-        twin.state = {name: value.clone() if name in written else value for name, value in self.state.items()}
+        twin.state = {name: value.clone() if name in self.written else value for name, value in self.state.items()}
         twin.state["clock"][NEXT_REHASH] = torch.iinfo(torch.int64).max
         return twin
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import REHASHES, Selector, Sources, register_selector
-from torch_slide.tables import HashTables
+from torch_slide.selection.base import Selector, Sources, register_selector
+from torch_slide.tables import HashTables, admit_
 
 
 @register_selector("lsh")
@@ -17,6 +17,7 @@ class LSHSelector(Selector):
     """Hubs and hits from hash tables over the rows (SLIDE, section 3)."""
 
     derived = (*Selector.derived, "buckets", "counts")
+    written = (*Selector.written, "norms")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, config)
@@ -32,9 +33,13 @@ class LSHSelector(Selector):
             self._follow(weight, bias, changed, rehashes)
 
     def _follow(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
-        self.tables.measure(weight, bias, None if rehashes == 0 else changed)
-        due = self.config.rehash.redraws(rehashes)
-        if due or (self.config.norm_aware and self.tables.norms_drifted()):
+        if rehashes == 0:
+            changed = None
+            if not self.tables.as_begun(weight, bias):  # learned elsewhere
+                admit_(self.state["norms"])
+        self.tables.measure(weight, bias, changed)
+        due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
+        if due or self.tables.outgrown():
             self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
             changed = None
         self.tables.insert(weight, bias, changed)
@@ -44,20 +49,39 @@ class LSHSelector(Selector):
         if problems := super().problems(loaded):
             return problems
         least, most = torch.aminmax(loaded["codes"])
-        if int(loaded["clock"][REHASHES]) > 0 and not 0 <= int(least) <= int(most) < self.config.num_buckets:
+        if not -1 <= int(least) <= int(most) < self.config.num_buckets:
             return [
-                f"codes: expected bucket numbers in [0, {self.config.num_buckets}), got {int(least)} to {int(most)}"
+                f"codes: expected bucket numbers in [-1, {self.config.num_buckets}), got {int(least)} to {int(most)}"
             ]
         return []
 
     def restore(self) -> None:
         """Fills the buckets from the loaded codes."""
-        if self.state["clock"][REHASHES] > 0:
-            self.tables.refill()
+        self.tables.refill()
+
+    def begin(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Rows of a layer that begins at random come into the tables when they have been a label."""
+        super().begin(weight, bias)
+        self.tables.begin(weight, bias)
+
+    def forget(self) -> None:
+        """The weights were learned elsewhere: all rows belong into the tables."""
+        super().forget()
+        admit_(self.state["norms"])
+
+    def as_begun(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether nothing has happened since :meth:`begin`."""
+        return self.tables.as_begun(weight, bias)
+
+    def _count(self, labels: Tensor) -> None:
+        super()._count(labels)
+        admit_(self.state["norms"], labels)
 
     def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
         state = self.state
-        return Sources(state["hubs"], self.tables.query(hidden), state["buckets"], state["counts"])
+        hubs = state["hubs"]
+        hubs = hubs[self.tables.are_members(hubs)]
+        return Sources(hubs, self.tables.query(hidden), state["buckets"], state["counts"])
 
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
