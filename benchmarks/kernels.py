@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 import time
 from typing import Any
 
@@ -92,16 +91,16 @@ def measure(trainer: Trainer, arguments: argparse.Namespace) -> dict[str, Any]:
     interval = arguments.interval or trainer.head.lsh.rehash.every
     block = max(1, min(BLOCK, interval // 2))
     blocks = max(1, interval // (2 * block))
-    whole, changed = [], []
+    whole = []
     for turn in range(arguments.rounds):
         whole += one_interval(trainer, blocks, block)
-        changed.append(trainer.rehash_changed())
+        trainer.rehash_changed()
         trainer.rehash_all(arguments.seed + turn + 1)
     for name, (dtype, rowwise) in ALONE.items():
         trainer.update_alone(name, dtype, rowwise, arguments.rounds)
     sizes = roofline.Sizes(
         outputs=arguments.outputs, hidden=arguments.hidden, batch=arguments.batch_size,
-        changed=statistics.mean(changed), **trainer.mean_counts(), **hash_sizes(trainer.head),
+        **trainer.mean_counts(), **hash_sizes(trainer.head),
     )  # fmt: skip
     stages = stage_results(trainer, sizes, roofline.roofs_of(measured))
     return {

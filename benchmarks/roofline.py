@@ -137,6 +137,8 @@ class Sizes:
         features: ids of the batch's bags.
         input_rows: distinct ones among them.
         changed: rows that changed between two rehashes.
+        moved: those of them that are in the tables.
+        inserted: all rows that are.
         tables: L.
         hash_flops: operations for all codes of one vector.
         hash_bytes: of the parameters of the hash functions.
@@ -151,6 +153,8 @@ class Sizes:
     features: float
     input_rows: float
     changed: float
+    moved: float
+    inserted: float
     tables: float
     hash_flops: float
     hash_bytes: float
@@ -159,7 +163,7 @@ class Sizes:
     @property
     def learned_rows(self) -> float:
         """Rows that the centroids of all tables are learned from."""
-        return self.tables * min(ROWS_PER_CENTROID * self.centroids, KMEANS_ROUNDS * self.outputs)
+        return self.tables * min(ROWS_PER_CENTROID * self.centroids, KMEANS_ROUNDS * self.inserted)
 
 
 def product_work(s: Sizes) -> Work:
@@ -217,10 +221,8 @@ def rehash_work(s: Sizes) -> dict[str, Work]:
     row, codes = FLOAT * (s.hidden + 1), FLOAT * s.tables
     looked_through = s.outputs * (2 + 2 * FLOAT)
     return {
-        "rehash of the changed rows": Work(
-            s.changed * s.hash_flops, looked_through + s.changed * codes, s.changed * row
-        ),
-        "rehash of all rows": Work(s.outputs * s.hash_flops, s.outputs * (row + 3 * codes)),
+        "rehash of the changed rows": Work(s.moved * s.hash_flops, looked_through + s.moved * codes, s.changed * row),
+        "rehash of all rows": Work(s.inserted * s.hash_flops, s.outputs * (row + 2 * codes) + s.inserted * codes),
         "new hash functions": Work(
             2 * s.learned_rows * s.hidden * (s.centroids + 1), FLOAT * s.outputs, s.learned_rows * row
         ),

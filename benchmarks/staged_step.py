@@ -160,8 +160,11 @@ class Trainer:
             if changed is None:
                 raise RuntimeError("kernels: expected the changed rows to be known, got None")
             tables.measure(weight, bias, changed)
-            tables.norms_drifted()
+            tables.outgrown()
             tables.insert(weight, bias, changed)
+        self.counts["changed"].append(len(changed))
+        self.counts["moved"].append(int(tables.are_members(changed).sum()))
+        self.counts["inserted"].append(len(tables.members))
         return len(changed)
 
     @torch.no_grad()

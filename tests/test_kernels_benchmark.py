@@ -57,7 +57,8 @@ def test_short_form_measures_every_stage(load, tmp_path, family):
     assert 0.1 < run["sum_of_stages"] / run["whole_step"]["median"] < 1.5
     assert run["interval"] == INTERVAL
     assert run["rehash_per_step"] == pytest.approx(stages["rehash of the changed rows"]["median"] / INTERVAL)
-    assert 0 < run["sizes"]["changed"] <= OUTPUTS
+    assert 0 < run["sizes"]["moved"] <= run["sizes"]["changed"] <= OUTPUTS
+    assert run["sizes"]["moved"] <= run["sizes"]["inserted"] <= OUTPUTS
     assert run["arguments"]["family"] == family
     assert run["machine"]["threads"] == 1
 
@@ -118,7 +119,7 @@ def test_work_of_the_products_and_of_the_updates(load):
     roofline = load("roofline")
     sizes = roofline.Sizes(
         outputs=1_000, hidden=8, batch=4, candidates=10, members=50, features=20, input_rows=15, changed=100,
-        tables=2, hash_flops=320, hash_bytes=64, centroids=16,
+        moved=60, inserted=500, tables=2, hash_flops=320, hash_bytes=64, centroids=16,
     )  # fmt: skip
     step = roofline.step_work(sizes)
     assert step["product, forward"] == roofline.Work(2 * 4 * 10 * 8, 4 * (4 * 8 + 10 * 8 + 4 * 10))
@@ -127,4 +128,4 @@ def test_work_of_the_products_and_of_the_updates(load):
     moved = [work.random for work in alone.values()]
     # Rows of two, one and one arrays, a line for a second moment of the row, two for the bias.
     assert moved == [10 * (64 + 128), 10 * (32 + 64 + 128), 10 * (16 + 64 + 128)]
-    assert roofline.rehash_work(sizes)["rehash of all rows"].flops == 1_000 * 320
+    assert roofline.rehash_work(sizes)["rehash of all rows"].flops == 500 * 320

@@ -54,7 +54,8 @@ bool all_below(const Int* numbers, int64_t num, int64_t bound, Int least = 0) {
   using Bits = std::make_unsigned_t<Int>;
   const auto last = static_cast<Bits>(std::min<int64_t>(bound - 1, std::numeric_limits<Int>::max()));
   Bits signs = bound > 0 || num == 0 ? 0 : ~Bits{0};
-  for (int64_t i = 0; i < num; ++i) signs |= (static_cast<Bits>(numbers[i]) - static_cast<Bits>(least)) | (last - static_cast<Bits>(numbers[i]));
+  for (int64_t i = 0; i < num; ++i)
+    signs |= (static_cast<Bits>(numbers[i]) - static_cast<Bits>(least)) | (last - static_cast<Bits>(numbers[i]));
   return static_cast<Int>(signs) >= 0;
 }
 
@@ -79,8 +80,7 @@ inline void check_codes(const int32_t* codes, int64_t num, int64_t num_buckets, 
   if (all_below(codes, num, num_buckets, least)) return;
   for (int64_t i = 0; i < num; ++i)
     if (codes[i] < least || codes[i] >= num_buckets)
-      reject(op, argument,
-             "bucket numbers in [" + std::to_string(least) + ", " + std::to_string(num_buckets) + ")",
+      reject(op, argument, "bucket numbers in [" + std::to_string(least) + ", " + std::to_string(num_buckets) + ")",
              std::to_string(codes[i]) + " at " + std::to_string(i));
 }
 

@@ -14,7 +14,12 @@ from torch_slide.tables import HashTables, admit_
 
 @register_selector("lsh")
 class LSHSelector(Selector):
-    """Hubs and hits from hash tables over the rows (SLIDE, section 3)."""
+    """Hubs and hits from hash tables over the rows (SLIDE, section 3).
+
+    In an output layer that begins at random only rows that have been a label are in the tables: the others can't have
+    learned to score high, and are left to the uniform tail. Where weights were learned elsewhere (from_linear,
+    load_state_dict, a write by hand before the first step), and in hidden layers, all rows are.
+    """
 
     derived = (*Selector.derived, "buckets", "counts")
     written = (*Selector.written, "norms")
