@@ -5,15 +5,14 @@ A new selector is a file here with one subclass of :class:`Selector` under :func
 
 from torch_slide.selection.base import (
     SELECTORS,
-    Candidates,
     Selector,
-    Sources,
     in_backward,
     live_selector,
     make_selector,
     misfits,
     register_selector,
 )
+from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.selection.exact import ExactSelector
 from torch_slide.selection.hubs import HubsSelector
 from torch_slide.selection.in_batch import InBatchSelector

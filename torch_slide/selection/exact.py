@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide.config import STRATEGIES, LSHConfig
-from torch_slide.selection.base import Candidates, Selector, Sources, register_selector
+from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.targets import row_of
 
 # Logits that are held at a time.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torch_slide.selection.base import Selector, Sources, register_selector
+from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.candidates import Sources
 from torch_slide.tables import measure_
 
 

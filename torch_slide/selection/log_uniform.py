@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
-from torch_slide.selection.base import DRAWS, Selector, Sources, register_selector
+from torch_slide.selection.base import DRAWS, Selector, register_selector
+from torch_slide.selection.candidates import Sources
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
 
 

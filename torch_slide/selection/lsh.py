@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import Selector, Sources, register_selector
+from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.candidates import Sources
 from torch_slide.tables import HashTables, admit_
 
 
@@ -18,7 +19,8 @@ class LSHSelector(Selector):
 
     In an output layer that begins at random only rows that have been a label are in the tables: the others can't have
     learned to score high, and are left to the uniform tail. Where weights were learned elsewhere (from_linear,
-    load_state_dict, a write by hand before the first step), and in hidden layers, all rows are.
+    load_state_dict, a write by hand before the first step), in hidden layers, and where several processes train
+    (torch.distributed), all rows are.
     """
 
     derived = (*Selector.derived, "buckets", "counts")
@@ -40,7 +42,7 @@ class LSHSelector(Selector):
     def _follow(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
         if rehashes == 0:
             changed = None
-            if not self.tables.as_begun(weight, bias):  # learned elsewhere
+            if not self.tables.as_begun(weight, bias) or _has_peers():  # learned elsewhere, or in part
                 admit_(self.state["norms"])
         self.tables.measure(weight, bias, changed)
         due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
@@ -91,3 +93,8 @@ class LSHSelector(Selector):
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
         return {**super().stats(), "overflow": self.tables.overflow}
+
+
+def _has_peers() -> bool:
+    """Whether other processes train the same weights on labels of their own, and their tables have to stay alike."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -12,7 +12,8 @@ from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
 from torch_slide.hashing import draws
-from torch_slide.selection.base import Selector, Sources, register_selector
+from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.candidates import Sources
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
 from torch_slide.tables import checked_norms
 
