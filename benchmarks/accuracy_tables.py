@@ -42,7 +42,8 @@ def whole_epochs(run: Run) -> list[dict[str, Any]]:
 def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
     """Method -> a cell for each problem: metrics after as many epochs as every method of the problem has.
 
-    Each at its best learning rate, as a mean over seeds where there are several.
+    Each at its best learning rate, as a mean over seeds where there are several; with the cross-entropy in nats where
+    it was measured.
     """
     runs = [{**run, "epochs": whole_epochs(run)} for run in runs]
     grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
@@ -74,6 +75,9 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
         values = ", ".join(
             f"{metric} {100 * value:.1f}" for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
         )
+        nats = [run["epochs"][epochs[problem] - 1].get("xent") for run in best]
+        if None not in nats:  # which the first results do not have
+            values += f", xent {statistics.mean(nats):.3f}"
         seeds = f", {len(best)} seeds" if len(best) > 1 else ""
         return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"
 

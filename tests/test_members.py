@@ -148,3 +148,7 @@ def test_a_layer_that_nobody_trained_has_no_stale_codes():
     head = layer()
     head.rehash()
     assert ts.diagnostics.code_drift(head) == 0
+
+
+def test_a_layer_elsewhere_changes_its_dtype():
+    assert layer(device="meta").double().weight.dtype == torch.float64

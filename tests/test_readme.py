@@ -91,7 +91,7 @@ def test_tables_without_any_result_say_so(tables, tmp_path):
 
 
 def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_path):
-    def write(method, lr, values, evals_per_epoch=1):
+    def write(method, lr, values, evals_per_epoch=1, **more):
         run = {
             "machine": {"cpu": "Z80", "isa": "scalar", "threads": 1, "torch": "2.13"},
             "arguments": {
@@ -99,18 +99,21 @@ def test_accuracy_takes_the_best_rate_at_the_epochs_that_all_have(tables, tmp_pa
                 "relu": "False", "row_momentum": str(method == "dense"),
             },
             "epochs": [
-                {"epoch": (i + 1) / evals_per_epoch, "P@1": value, "P@5": 0.25} for i, value in enumerate(values)
+                {"epoch": (i + 1) / evals_per_epoch, "P@1": value, "P@5": 0.25, **more}
+                for i, value in enumerate(values)
             ],
         }  # fmt: skip
         (tmp_path / f"{method}{lr}.json").write_text(json.dumps(run))
 
     write("dense", "0.1", [0.1, 0.5, 0.9])
+    write("uniform", "0.1", [0.1, 0.4], xent=7.0625)
     write("dense", "0.2", [0.3])  # cut short: not at the second epoch
     write("dense", "0.3", [0.9, 0.4])
     write("kmeans", "0.1", [0.9, 0.2, 0.9, 0.45, 0.9], evals_per_epoch=2)  # 2.5 is not an epoch
     text = tables.accuracy(tables.load(tmp_path, "*.json"))
     assert "| dense | P@1 50.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
     assert "| kmeans | P@1 45.0, P@5 25.0 (epoch 2, lr 0.1) |" in text
+    assert "| uniform | P@1 40.0, P@5 25.0, xent 7.062 (epoch 2, lr 0.1) |" in text
     assert "Z80" in text
 
 

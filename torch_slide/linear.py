@@ -256,9 +256,9 @@ class SparseLSHLinear(nn.Linear):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLSHLinear:
         rounds = fn(self.weight.detach().new_empty(0)).dtype != self.weight.dtype
-        as_begun = rounds and self.selector.as_begun(self.weight, self.bias)
+        new = rounds and self.weight.device.type == "cpu" and self.selector.as_begun(self.weight, self.bias)
         super()._apply(fn, recurse)
-        if as_begun:
+        if new:
             self._begin()
         for tensor in self.selector.state.values():
             fn(tensor)  # for what it does in place (share_memory_): tables stay on the CPU, hashes in float32

@@ -126,7 +126,7 @@ class HashTables:
 
     @torch.no_grad()
     def insert(self, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
-        """Hashes the given rows (int64, unique), or all, with those just admitted, and moves whose codes changed.
+        """Hashes the given rows (int64, unique), or all, with those just admitted; moves those whose codes changed.
 
         Only members are looked at. If no other row has changed since, a partial insert leaves what inserting all would
         leave.
