@@ -27,19 +27,23 @@ from torch_slide.selection.base import DRAWS
 
 
 def observed(trained: ts.SparseLSHLinear, method: str, num_active: int, seed: int) -> ts.SparseLSHLinear:
-    """A layer over the very weights of the trained one, with another selector that has seen as many labels."""
+    """A layer over the very weights of the trained one, with another selector that has met the same labels."""
     config = common.lsh_config(method, trained.in_features, trained.out_features, seed).replace(num_active=num_active)
     layer = ts.SparseLSHLinear.from_linear(trained, lsh=config, sparse_grad=True)
+    layer.selector.begin(layer.weight, layer.bias)
+    layer.rehash()
     share_labels(layer.selector, trained.selector)
     layer.rehash()
     return layer
 
 
 def share_labels(selector: Selector, trained: Selector) -> None:
-    """Gives it the label counts of a selector that trained, and the number of draws that they are of."""
+    """Tells it of the labels of a selector that trained, how often they were, and of how many draws."""
+    counts = trained.state["label_counts"]
+    selector.count_labels(counts.nonzero().squeeze(1))
+    selector.state["clock"][DRAWS] = trained.state["clock"][DRAWS]
     if "label_counts" in selector.state:
-        selector.state["clock"][DRAWS] = trained.state["clock"][DRAWS]
-        selector.state["label_counts"].copy_(trained.state["label_counts"])
+        selector.state["label_counts"].copy_(counts)
 
 
 def next_batch(run: accuracy.Run, epoch: int) -> tuple[torch.Tensor, Any]:

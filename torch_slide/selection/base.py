@@ -160,9 +160,10 @@ class Selector:
         if draws >= next_rehash and not (frozen and rehashes):
             self.rehash(weight, bias)
         clock[DRAWS] += 1
-        self._count(labels)
+        self.count_labels(labels)
 
-    def _count(self, labels: Tensor) -> None:
+    def count_labels(self, labels: Tensor) -> None:
+        """These rows (int64 [n], repeats count once) were the labels of a step."""
         if (counts := self.state.get("label_counts")) is not None:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 

@@ -80,8 +80,9 @@ class LSHSelector(Selector):
         """Whether nothing has happened since :meth:`begin`."""
         return self.tables.as_begun(weight, bias)
 
-    def _count(self, labels: Tensor) -> None:
-        super()._count(labels)
+    def count_labels(self, labels: Tensor) -> None:
+        """As the base class; the next rehash takes them into the tables."""
+        super().count_labels(labels)
         admit_(self.state["norms"], labels)
 
     def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
