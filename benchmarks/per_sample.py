@@ -82,7 +82,8 @@ def output_steps(arguments: argparse.Namespace) -> tuple[dict, dict]:
         return step
 
     def sparse(name: str, config: ts.LSHConfig) -> object:
-        head = ts.SparseLSHLinear(HIDDEN, OUTPUTS, lsh=config, sparse_grad=True)
+        # All rows are in its tables, as late in training; a new layer's hold the few that these steps have as labels.
+        head = ts.SparseLSHLinear.from_linear(nn.Linear(HIDDEN, OUTPUTS), lsh=config, sparse_grad=True)
         model = Network(head)
         optimizer = ts.optim.LazyAdam(model.parameters(), lr=lr, row_momentum=False)
         turn = iter(range(10**9))
