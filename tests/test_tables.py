@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layer_cases import IN, OUT, assert_same_tensors, batch, layer, learned, train
+from layer_cases import IN, OUT, assert_same_tensors, batch, layer, learned, tensors_of, train
 
 import torch_slide as ts
 from torch_slide.hashing import row_norms
@@ -222,3 +222,4 @@ def test_norms_and_biases_count_when_norm_aware():
 def test_tables_of_a_layer_of_one_row():
     tables = filled(config_of("kmeans", hashes_per_table=1), torch.ones(1, IN), None)
     assert tables.state["counts"].sum() == 2
+    assert tensors_of(layer())["lsh.drawn_for"].shape == (2,)

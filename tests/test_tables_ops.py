@@ -110,16 +110,30 @@ def test_thread_count_does_not_matter(num_tables):
     assert all(torch.equal(results[0][i], other[i]) for other in results for i in (0, 1))
 
 
+def test_a_row_may_be_in_no_bucket():
+    codes = torch.tensor([[0, -1, 1, -1, 0]], dtype=torch.int32)
+    buckets, counts = filled(codes, 2, 3)
+    assert counts.tolist() == [[2, 1]]
+    assert buckets.tolist() == [[[0, 4, -1], [2, -1, -1]]]
+    functional.update_tables_(codes, buckets, counts, torch.tensor([3]), torch.ones((1, 1), dtype=torch.int32), 0, 0)
+    assert codes.tolist() == [[0, -1, 1, 1, 0]]
+    assert buckets.tolist() == [[[0, 4, -1], [2, 3, -1]]]
+
+
 def test_bad_codes_and_rows_change_nothing():
     codes = torch.zeros((1, 5), dtype=torch.int32)
     buckets, counts = filled(codes, 2, 4)
     before = [t.clone() for t in (codes, buckets, counts)]
     with pytest.raises(ValueError, match="new_codes"):
         functional.update_tables_(codes, buckets, counts, torch.tensor([3]), torch.full((1, 1), 2).int(), 0, 0)
+    with pytest.raises(ValueError, match=r"new_codes to be bucket numbers in \[0, 2\), got -1"):
+        functional.update_tables_(codes, buckets, counts, torch.tensor([3]), torch.full((1, 1), -1).int(), 0, 0)
     with pytest.raises(IndexError, match=r"rows to be in \[0, 5\), got 5"):
         functional.update_tables_(codes, buckets, counts, torch.tensor([5]), torch.zeros((1, 1)).int(), 0, 0)
     with pytest.raises(ValueError, match="codes"):
         functional.fill_tables_(torch.full((1, 5), 7).int(), buckets, counts, 0, 0)
+    with pytest.raises(ValueError, match=r"codes to be bucket numbers in \[-1, 2\), got -2"):
+        functional.fill_tables_(torch.full((1, 5), -2).int(), buckets, counts, 0, 0)
     assert all(torch.equal(a, b) for a, b in zip(before, (codes, buckets, counts), strict=True))
 
 

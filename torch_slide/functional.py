@@ -20,7 +20,7 @@ def update_tables_(
         buckets: int32 [L, num_buckets, capacity].
         counts: int32 [L, num_buckets].
         rows: int64 [n], unique.
-        new_codes: int32 [n, L], in the same way.
+        new_codes: int32 [n, L].
         policy: index into config.POLICIES.
         seed: of the reservoirs.
     """

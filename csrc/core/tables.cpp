@@ -14,7 +14,7 @@ void move_rows(const TablesView& tables, int64_t table, const int64_t* rows, int
     int32_t& code = codes[rows[i]];
     if (code == to) continue;
     if (code >= 0) touched[code] = 1;
-    if (to >= 0) touched[to] = 1;
+    touched[to] = 1;
     code = to;
   }
 }

@@ -40,7 +40,7 @@ void update_tables_(const Tensor& codes, const Tensor& buckets, const Tensor& co
   const int64_t num = rows.numel();
   require(new_codes.dim() == 2 && new_codes.size(0) == num && new_codes.size(1) == tables.num_tables, op, "new_codes",
           "[len(rows), L]");
-  check_codes(to, num * tables.num_tables, tables.num_buckets, op, "new_codes", kNoBucket);
+  check_codes(to, num * tables.num_tables, tables.num_buckets, op, "new_codes");
 
   std::vector<uint8_t> touched(static_cast<size_t>(tables.num_tables * tables.num_buckets), 0);
   parallel(tables.num_tables, 1, [&](int64_t begin, int64_t end) {
