@@ -95,8 +95,8 @@ def run_name(arguments: argparse.Namespace) -> str:
     if arguments.no_logq:
         parts.append("nologq")
     parts += [name for name in ("bf16", "rowwise") if getattr(arguments, name)]
-    if arguments.row_momentum and arguments.method != "dense":
-        parts.append("momentum")
+    if arguments.row_momentum != (arguments.method == "dense"):
+        parts.append("momentum" if arguments.row_momentum else "no-momentum")
     if arguments.device != "cpu":
         parts.append(arguments.device)
     if arguments.decay:
@@ -198,8 +198,11 @@ def start(arguments: argparse.Namespace) -> Run:
         return Run(arguments, problem, model, [optimizer], problem.loss)
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     optimizers = [
-        torch.optim.Adam(head.parameters(), lr=arguments.lr, fused=True), ts.optim.LazyAdam(inputs, lr=arguments.lr)
-    ]  # fmt: skip
+        torch.optim.Adam(
+            head.parameters(), lr=arguments.lr, betas=(0.9 if arguments.row_momentum else 0.0, 0.999), fused=True
+        ),
+        ts.optim.LazyAdam(inputs, lr=arguments.lr, row_momentum=arguments.row_momentum),
+    ]
     return Run(arguments, problem, model, optimizers, exact_loss if arguments.device != "cpu" else problem.dense_loss)
 
 
@@ -220,7 +223,11 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
     options.add_argument("--rowwise", action="store_true", help="one second moment a row, in sparse runs")
-    options.add_argument("--row-momentum", action="store_true", help="beta1 of LazyAdam for rows too, in sparse runs")
+    options.add_argument(
+        "--row-momentum",
+        action=argparse.BooleanOptionalAction,
+        help="beta1 of Adam for rows too; by default in dense runs, whose rows all have gradients",
+    )
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
     options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
     return options
@@ -228,14 +235,14 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
+    if arguments.row_momentum is None:
+        arguments.row_momentum = arguments.method == "dense"
     machine = common.header(arguments.threads)
     if arguments.device != "cpu":
         machine["gpu"] = torch.cuda.get_device_name()
     name = run_name(arguments)
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
-    if arguments.method == "dense":  # whose rows all have gradients
-        arguments.row_momentum = True
     unrecorded = [option for option, default in LATER_OPTIONS.items() if getattr(arguments, option) == default]
     settings = common.settings(arguments, "threads", "epochs", *unrecorded)
     parts = arguments.epochs * arguments.evals_per_epoch

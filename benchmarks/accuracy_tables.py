@@ -13,6 +13,7 @@ METRICS = {
     "citeulike-tags": ("P@1", "P@5"),
     "diginetica": ("HR@1", "HR@20"),
     "wiki-text": ("P@1", "HR@5"),
+    "gowalla": ("R@20", "NDCG@20"),
 }
 MISSING = "not measured"
 # Of the dense model's best accuracy, in shares of one: what "as accurate" allows.
@@ -29,8 +30,10 @@ def label_of(arguments: dict[str, str]) -> str:
     relu = ", ReLU" if arguments["relu"] == "True" else ""
     low = ", bf16 weights" if arguments.get("bf16") == "True" else ""
     rowwise = ", one second moment a row" if arguments.get("rowwise") == "True" else ""
-    sparse_with_momentum = arguments["method"] != "dense" and arguments.get("row_momentum", "True") == "True"
-    momentum = ", momentum of rows" if sparse_with_momentum else ""
+    has_momentum = arguments.get("row_momentum", "True") == "True"
+    momentum = ""
+    if has_momentum != (arguments["method"] == "dense"):
+        momentum = ", momentum of rows" if has_momentum else ", without momentum"
     return arguments["method"] + relu + active + uncorrected + logq + low + rowwise + momentum
 
 

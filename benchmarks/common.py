@@ -19,7 +19,8 @@ from torch_slide import data
 from torch_slide.info import info
 from torch_slide.train import problems
 
-PROBLEMS = ("web-links", "citeulike-tags", "diginetica", "wiki-text")
+PROBLEMS = ("web-links", "citeulike-tags", "diginetica", "wiki-text", "gowalla")
+FORMATS = {"gowalla": "interactions"}  # where a file does not say it
 FAMILIES = ("kmeans", "simhash")  # under the selector "lsh"
 MAX_TOKENS = 2_000_000
 PLANTED_FEATURES = 135_909  # of Amazon-670K
@@ -46,7 +47,7 @@ def open_problem(name: str, max_tokens: int = MAX_TOKENS) -> problems.Problem:
     """The problem of a data folder: train.txt.xz and test.txt.xz, or one text, whose last documents are held out."""
     folder = data.find_data(name)
     if (folder / "train.txt.xz").exists():
-        return problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz")
+        return problems.open_problem(folder / "train.txt.xz", folder / "test.txt.xz", FORMATS.get(name, "auto"))
     texts = sorted(folder.glob("*.txt.xz"))
     if len(texts) != 1:
         raise FileNotFoundError(f"{folder}: expected train.txt.xz or one text (*.txt.xz), got {len(texts)} texts")

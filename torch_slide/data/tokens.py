@@ -35,6 +35,11 @@ class NextTokens:
     def __len__(self) -> int:
         return self.positions.numel()
 
+    @property
+    def targets(self) -> Tensor:
+        """The tokens to be predicted, int32 [samples]."""
+        return self.tokens[self.positions]
+
     def batch(self, rows: Tensor) -> NextTokenBatch:
         """The samples of the given rows (int64 [B])."""
         targets_at = self.positions[rows]

@@ -27,6 +27,9 @@ SparseLSHLinear (sparse), or with one after the other from the same initial weig
 file formats (--format), plain or compressed as .xz, .gz or .bz2:
   xc        extreme classification: first line "points features labels", then "label,label feature:value ..." a point
   sessions  next-item prediction: the item ids of a session a line; a test session's last item is to be predicted
+  interactions
+            collaborative filtering: a user and the items that he chose a line; of his line in the test file, items
+            are to be found, and those of the training file don't count. It looks like sessions: name it
   text      next-word prediction from the 8 words before: runs of the letters a to z, capitals folded. Lines <doc ...>
             and </doc> around documents are optional. Without --test the last documents of the training file, some
             30,000 words but a tenth of it at most, are not trained on but measured on. Every word of the files is an

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_slide.data.batching import Dataset, batches
+from torch_slide.data.interactions import UserBatch
 from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.tokens import NextTokenBatch
 from torch_slide.data.xc import XCBatch
@@ -38,11 +41,27 @@ def precision_at(top: Tensor, label_ids: Tensor, label_offsets: Tensor, k: int) 
         label_offsets: point i has ``label_ids[label_offsets[i]:label_offsets[i + 1]]``, int64 [B + 1].
         k: how many outputs to look at; it divides even where there are fewer labels.
     """
+    return are_labels(top[:, :k], label_ids, label_offsets).sum(1) / k
+
+
+def are_labels(top: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+    """Which of each point's outputs are its labels, bool [B, k]; arguments as in :func:`precision_at`."""
     num_outputs = int(max(top.max(), label_ids.max() if len(label_ids) else 0)) + 1
     labels = row_of(label_offsets, len(label_ids)) * num_outputs + label_ids
-    point = torch.arange(len(top))
-    is_label = torch.isin(point[:, None] * num_outputs + top[:, :k], labels)
-    return is_label.sum(1) / k
+    return torch.isin(torch.arange(len(top))[:, None] * num_outputs + top, labels)
+
+
+def discounted_gain(top: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
+    """NDCG@k of every point, float32 [B] (Järvelin and Kekäläinen 2002): gains fall with the logarithm of the rank.
+
+    Args:
+        top: outputs by falling logit, int64 [B, k].
+        label_ids: as in :func:`precision_at`.
+        label_offsets: of points that have a label each.
+    """
+    gains = 1 / torch.arange(2, 2 + top.shape[1]).log2()
+    best = gains.cumsum(0)[label_offsets.diff().clamp(max=top.shape[1]) - 1]
+    return (are_labels(top, label_ids, label_offsets) * gains).sum(1) / best
 
 
 def reciprocal_rank(top: Tensor, targets: Tensor) -> Tensor:
@@ -70,28 +89,108 @@ def label_cross_entropy(logits: Tensor, label_ids: Tensor, label_offsets: Tensor
     return torch.where(counts > 0, torch.logsumexp(logits, 1) - label_logits / counts.clamp(min=1), 0.0)
 
 
-def xc_metrics(batch: XCBatch, logits: Tensor) -> dict[str, Tensor]:
-    """P@1, P@3, P@5 and the cross-entropy in nats, xent, of every point."""
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the points of a batch.
+
+    Args:
+        ids: int64 [labels].
+        offsets: point i has ``ids[offsets[i]:offsets[i + 1]]``, int64 [B + 1].
+    """
+
+    ids: Tensor
+    offsets: Tensor
+
+    @classmethod
+    def single(cls, targets: Tensor) -> Labels:
+        """One label a point, int64 [B]."""
+        return cls(targets, torch.arange(len(targets) + 1))
+
+    def among(self, mask: Tensor) -> Labels:
+        """Those that the mask (bool [outputs]) holds; points may be left with none."""
+        kept = mask[self.ids]
+        counts = torch.zeros(len(self.offsets) - 1, dtype=torch.int64)
+        counts.index_add_(0, row_of(self.offsets, len(self.ids)), kept.long())
+        return Labels(self.ids[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+def head_of(counts: Tensor) -> Tensor:
+    """The most frequent outputs, as few as hold half of all occurrences: bool [outputs], from int64 [outputs]."""
+    order = counts.argsort(descending=True, stable=True)
+    before = counts[order].cumsum(0) - counts[order]
+    is_head = torch.zeros(len(counts), dtype=torch.bool)
+    is_head[order] = 2 * before < counts.sum()
+    return is_head
+
+
+def by_frequency(top: Tensor, logits: Tensor, labels: Labels, is_head: Tensor) -> dict[str, Tensor]:
+    """Recall of frequent and of other labels among ``top``, and their cross-entropy, over the points that have some.
+
+    Args:
+        top: outputs by falling logit, int64 [B, k].
+        logits: [B, outputs].
+        labels: of the points.
+        is_head: from :func:`head_of`.
+
+    Returns:
+        ``R@k/head``, ``R@k/tail``, ``xent/head`` and ``xent/tail``: float32 [points that have such labels].
+    """
+    found: dict[str, Tensor] = {}
+    k = top.shape[1]
+    for part, mask in (("head", is_head), ("tail", ~is_head)):
+        some = labels.among(mask)
+        counts = some.offsets.diff()
+        recall = are_labels(top, some.ids, some.offsets).sum(1) / counts
+        xent = label_cross_entropy(logits, some.ids, some.offsets)
+        found |= {f"R@{k}/{part}": recall[counts > 0], f"xent/{part}": xent[counts > 0]}
+    return found
+
+
+def xc_metrics(batch: XCBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
+    """P@1, P@3, P@5, the cross-entropy in nats, xent, of every point, and :func:`by_frequency`."""
     top = highest(logits, 5)
     precision = {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
-    return {**precision, "xent": label_cross_entropy(logits, batch.label_ids, batch.label_offsets)}
+    xent = label_cross_entropy(logits, batch.label_ids, batch.label_offsets)
+    labels = Labels(batch.label_ids, batch.label_offsets)
+    return {**precision, "xent": xent, **by_frequency(top, logits, labels, is_head)}
 
 
-def next_item_metrics(batch: NextItemBatch, logits: Tensor) -> dict[str, Tensor]:
-    """HR@1, HR@5, HR@20, MRR@20 and the cross-entropy in nats, xent, of every session."""
+def next_item_metrics(batch: NextItemBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
+    """HR@1, HR@5, HR@20, MRR@20, the cross-entropy in nats, xent, of every session, and :func:`by_frequency`."""
     top = highest(logits, 20)
     return {
         **hit_rates(top, batch.targets, 1, 5, 20),
         "MRR@20": reciprocal_rank(top, batch.targets),
         "xent": F.cross_entropy(logits, batch.targets, reduction="none"),
+        **by_frequency(top, logits, Labels.single(batch.targets), is_head),
     }
 
 
-def next_token_metrics(batch: NextTokenBatch, logits: Tensor) -> dict[str, Tensor]:
-    """P@1, P@5 (a fifth at most: one word is right), HR@5 and the cross-entropy in nats, xent, of every word."""
-    hits = hit_rates(highest(logits, 5), batch.targets, 1, 5)
+def next_token_metrics(batch: NextTokenBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
+    """P@1, HR@3, HR@5, the cross-entropy in nats, xent, of every word, and :func:`by_frequency`."""
+    top = highest(logits, 5)
+    hits = hit_rates(top, batch.targets, 1, 3, 5)
     xent = F.cross_entropy(logits, batch.targets, reduction="none")
-    return {"P@1": hits["HR@1"], "P@5": hits["HR@5"] / 5, "HR@5": hits["HR@5"], "xent": xent}
+    parts = by_frequency(top, logits, Labels.single(batch.targets), is_head)
+    return {"P@1": hits["HR@1"], "HR@3": hits["HR@3"], "HR@5": hits["HR@5"], "xent": xent, **parts}
+
+
+def user_metrics(batch: UserBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
+    """Recall@20, NDCG@20, the cross-entropy in nats, xent, of every user, and :func:`by_frequency`.
+
+    Items that the user is known to have chosen are left out of the ranking, not of the softmax (He et al. 2020,
+    "LightGCN", section 4.1: all-ranking protocol).
+    """
+    xent = label_cross_entropy(logits, batch.label_ids, batch.label_offsets)
+    known = (row_of(batch.known_offsets, len(batch.known_ids)), batch.known_ids)
+    top = highest(logits.index_put(known, logits.new_tensor(-math.inf)), 20)
+    labels = Labels(batch.label_ids, batch.label_offsets)
+    return {
+        "R@20": are_labels(top, labels.ids, labels.offsets).sum(1) / labels.offsets.diff(),
+        "NDCG@20": discounted_gain(top, labels.ids, labels.offsets),
+        "xent": xent,
+        **by_frequency(top, logits, labels, is_head),
+    }
 
 
 def evaluate(
@@ -109,10 +208,11 @@ def evaluate(
         dataset: test data.
         rows: what to measure on, int64 [n].
         num_outputs: width of the logits.
-        metrics: from (batch, logits) to the metrics of every sample.
+        metrics: from (batch, logits) to each metric's values, of every sample or of those that it is about.
         after_chunk: called with the number of samples just measured, for progress.
     """
     sums: dict[str, float] = {}
+    counts: dict[str, int] = {}
     was_training = model.training
     model.eval()
     try:
@@ -121,7 +221,8 @@ def evaluate(
                 logits = model(batch)
                 for name, values in metrics(batch, logits).items():
                     sums[name] = sums.get(name, 0.0) + float(values.double().sum())
+                    counts[name] = counts.get(name, 0) + len(values)
                 after_chunk(len(logits))
     finally:
         model.train(was_training)
-    return {name: total / len(rows) for name, total in sums.items()}
+    return {name: total / counts[name] if counts[name] else math.nan for name, total in sums.items()}

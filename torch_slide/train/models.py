@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_slide.data.interactions import ChoiceBatch, UserBatch
 from torch_slide.data.sessions import NextItemBatch
 from torch_slide.data.tokens import NextTokenBatch
 from torch_slide.data.xc import XCBatch
@@ -83,6 +84,36 @@ class NextItem(nn.Module):
         return torch.relu(x) if self.relu else x
 
     def forward(self, batch: NextItemBatch) -> Tensor:
+        """Logits, [B, items]."""
+        return self.head(self.hidden(batch))
+
+
+class UserChoice(nn.Module):
+    """An embedding of the user -> output layer: collaborative filtering by matrix factorisation.
+
+    (Koren et al. 2009, "Matrix factorization techniques for recommender systems", with a softmax over the items.)
+
+    Args:
+        num_users: users are in [0, num_users).
+        head: output layer, nn.Linear or SparseLSHLinear, of ``in_features`` hidden units.
+        sparse_embedding: row-sparse gradients for the embedding, for optimisers that take them.
+        relu: hidden units are not negative, as in SLIDE's network.
+    """
+
+    def __init__(self, num_users: int, head: nn.Linear, sparse_embedding: bool = True, *, relu: bool = False) -> None:
+        super().__init__()
+        self.relu = relu
+        self.embedding = nn.Embedding(num_users, head.in_features, sparse=sparse_embedding)
+        # A user has few items to learn from: what he begins with should soon be outweighed.
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.head = head
+
+    def hidden(self, batch: ChoiceBatch | UserBatch) -> Tensor:
+        """The input of the output layer, [B, hidden]."""
+        x = self.embedding(batch.users)
+        return torch.relu(x) if self.relu else x
+
+    def forward(self, batch: ChoiceBatch | UserBatch) -> Tensor:
         """Logits, [B, items]."""
         return self.head(self.hidden(batch))
 

@@ -17,9 +17,9 @@ import torch_slide as ts
 from torch_slide import data
 from torch_slide.data.files import read_blocks
 from torch_slide.train import models
-from torch_slide.train.metrics import next_item_metrics, next_token_metrics, xc_metrics
+from torch_slide.train.metrics import head_of, next_item_metrics, next_token_metrics, user_metrics, xc_metrics
 
-FORMATS = ("xc", "sessions", "text")
+FORMATS = ("xc", "sessions", "interactions", "text")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class Problem:
         train_rows: rows to learn from, int64 [n].
         test: test data, or None.
         test_rows: rows to measure on, int64 [m].
-        num_inputs: features, items or words.
+        num_inputs: features, items, users or words.
         num_outputs: width of the output layer.
         network: builds the network from the number of inputs and an output layer, see train.models.
         loss: from (network, batch) to the mean loss of the batch; takes any output layer.
         dense_loss: the same value for nn.Linear, as fast as torch computes it.
-        metrics: from (batch, logits) to every sample's metrics.
+        metrics: from (batch, logits) to each metric's values.
     """
 
     format: str
@@ -73,7 +73,7 @@ def open_problem(
     Args:
         train: training file.
         test: test file, or None: nothing to measure on, but for a text, whose last documents are held out for it.
-        format: "xc", "sessions", "text", or "auto": as the training file looks.
+        format: one of ``FORMATS``, or "auto": as the training file looks, which tells no interactions from sessions.
         normalize: give the features of every XC point length 1.
         test_limit: measure on the first so many test points only.
         max_tokens: learn from the first so many words of a text only; all its words are outputs none the less.
@@ -86,11 +86,13 @@ def open_problem(
         format = guess_format(train)
     if format == "text":
         problem = _text(train, test, max_tokens)
+    elif format == "interactions":
+        problem = _interactions(train, test)
     else:
         problem = _xc(train, test, normalize) if format == "xc" else _sessions(train, test)
     if not len(problem.train_rows):
         raise ValueError(
-            f"{os.fspath(train)}: nothing to learn from in it (no point has a label, no session two items)"
+            f"{os.fspath(train)}: nothing to learn from in it (no point has a label, no session two items, no user one)"
         )
     if problem.test is not None and not len(problem.test_rows):
         raise ValueError(f"{os.fspath(test or '')}: nothing to measure on in it")
@@ -135,7 +137,7 @@ def xc_problem(train: data.XCDataset, test: data.XCDataset | None = None, *, nor
         dense_loss=lambda model, batch: models.dense_multilabel_cross_entropy(
             model.hidden(batch), model.head, batch.label_ids, batch.label_offsets
         ),
-        metrics=xc_metrics,
+        metrics=partial(xc_metrics, is_head=_frequent(train.label_ids, train.num_labels)),
     )
 
 
@@ -156,7 +158,29 @@ def _sessions(train_path: str | os.PathLike[str], test_path: str | os.PathLike[s
         network=models.NextItem,
         loss=_single_label_loss,
         dense_loss=_dense_single_label_loss,
-        metrics=next_item_metrics,
+        metrics=partial(next_item_metrics, is_head=_frequent(train.items[train.targets_at], num_items)),
+    )
+
+
+def _interactions(train_path: str | os.PathLike[str], test_path: str | os.PathLike[str] | None) -> Problem:
+    known = data.read_sessions(train_path, users=True)
+    held_out = None if test_path is None else data.read_sessions(test_path, users=True)
+    files = [known] if held_out is None else [known, held_out]
+    num_items = max(file.num_items for file in files)
+    num_users = max(int(file.users.max()) + 1 if file.users is not None and len(file.users) else 0 for file in files)
+    train, test = data.choices(known), None if held_out is None else data.held_out_items(held_out, known)
+    return Problem(
+        format="interactions",
+        train=train,
+        train_rows=torch.arange(len(train)),
+        test=test,
+        test_rows=torch.arange(0 if test is None else len(test)),
+        num_inputs=num_users,
+        num_outputs=num_items,
+        network=models.UserChoice,
+        loss=_single_label_loss,
+        dense_loss=_dense_single_label_loss,
+        metrics=partial(user_metrics, is_head=_frequent(train.items, num_items)),
     )
 
 
@@ -175,8 +199,12 @@ def _text(
         network=partial(models.NextToken, context=text.train.context),
         loss=_single_label_loss,
         dense_loss=_dense_single_label_loss,
-        metrics=next_token_metrics,
+        metrics=partial(next_token_metrics, is_head=_frequent(text.train.targets, len(text.words))),
     )
+
+
+def _frequent(labels: Tensor, num_outputs: int) -> Tensor:
+    return head_of(labels.bincount(minlength=num_outputs))
 
 
 def _single_label_loss(model: Any, batch: Any) -> Tensor:
