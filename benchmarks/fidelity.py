@@ -32,18 +32,20 @@ def observed(trained: ts.SparseLSHLinear, method: str, num_active: int, seed: in
     layer = ts.SparseLSHLinear.from_linear(trained, lsh=config, sparse_grad=True)
     layer.selector.begin(layer.weight, layer.bias)
     layer.rehash()
-    share_labels(layer.selector, trained.selector)
+    tell(layer.selector, trained.selector)
     layer.rehash()
     return layer
 
 
-def share_labels(selector: Selector, trained: Selector) -> None:
-    """Tells it of the labels of a selector that trained, how often they were, and of how many draws."""
+def tell(selector: Selector, trained: Selector) -> None:
+    """What a selector that trained has met: labels, how often they were, in how many draws, and shares of rows."""
     counts = trained.state["label_counts"]
     selector.count_labels(counts.nonzero().squeeze(1))
     selector.state["clock"][DRAWS] = trained.state["clock"][DRAWS]
     if "label_counts" in selector.state:
         selector.state["label_counts"].copy_(counts)
+    if selector.observes:
+        selector.state["shares"].copy_(trained.state["shares"])
 
 
 def next_batch(run: accuracy.Run, epoch: int) -> tuple[torch.Tensor, Any]:

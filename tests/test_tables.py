@@ -6,6 +6,7 @@ from layer_cases import IN, OUT, assert_same_tensors, batch, layer, learned, ten
 
 import torch_slide as ts
 from torch_slide.hashing import row_norms
+from torch_slide.selection import make_selector
 from torch_slide.tables import HashTables
 
 FAMILIES = {
@@ -43,13 +44,12 @@ def rebuilt(head):
     for name in ("drawn_for", *(key for key in tables.state if key.startswith("hash."))):
         tables.state[name].copy_(head.selector.state[name])
     tables.insert(head.weight, head.bias)
-    names = [name for name in tables.state if name not in ("clock", "counters", "timers")]
-    return {name: tables.state[name] for name in names}
+    return tables.state
 
 
 def tables_of(head):
     """The layer's own, without what it admitted since it filled them."""
-    state = {k: v for k, v in head.selector.state.items() if k not in ("clock", "counters", "timers")}
+    state = {name: head.selector.state[name] for name in HashTables(IN, OUT, head.lsh).state}
     return {**state, "norms": state["norms"].abs().copysign(state["codes"][0])}
 
 
@@ -127,9 +127,9 @@ def test_writes_by_hand_are_noticed(write):
 @pytest.mark.parametrize("num_rows", [500, 20_000])
 def test_table_bytes_is_true_within_a_tenth(family, num_rows):
     for config in (config_of(family), ts.LSHConfig.auto(32, num_rows, family=family)):
-        tables = HashTables(IN, num_rows, config)
-        hashes = sum(v.nbytes for k, v in tables.state.items() if k.startswith("hash."))
-        held = sum(v.nbytes for v in tables.state.values()) - hashes
+        state = make_selector(IN, num_rows, config).state
+        hashes = sum(v.nbytes for k, v in state.items() if k.startswith("hash."))
+        held = sum(v.nbytes for v in state.values()) - hashes
         votes = 4 * num_rows
         assert held + votes == pytest.approx(config.table_bytes(num_rows), rel=0.1)
         assert hashes == pytest.approx(config.hash_bytes(IN), rel=0.1)
@@ -141,18 +141,6 @@ def test_overflow_is_the_share_without_room():
     assert tables.overflow == pytest.approx(0.7), "all rows are alike and share a bucket of 30"
     assert filled(config_of("simhash", bucket_size=100), weight, bias).overflow == 0.0
     assert HashTables(IN, 100, config_of("simhash")).overflow == 0.0
-
-
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_hubs_are_the_rows_of_largest_norm(with_bias):
-    weight, bias = rows()
-    tables = filled(config_of("simhash"), weight, bias if with_bias else None)
-    norms = torch.cat([weight, bias[:, None]], 1).norm(dim=1) if with_bias else weight.norm(dim=1)
-    assert set(tables.state["hubs"].tolist()) == set(norms.topk(8).indices.tolist())
-    weight[7] = 100.0
-    tables.measure(weight, bias if with_bias else None, torch.tensor([7]))
-    assert 7 in tables.state["hubs"].tolist()
-    assert len(HashTables(IN, 3, config_of("simhash")).state["hubs"]) == 3
 
 
 @pytest.mark.parametrize("family", ["simhash", "kmeans"])

@@ -9,6 +9,7 @@ loss over what was selected, with its gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -109,10 +110,14 @@ def _candidate_loss(
     shared: bool,
     smooth: bool,
     compute_dtype: torch.dtype | None,
+    selector: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     terms = _terms(
         ids, group_offsets, log_weights, smoothing, label_offsets, label_positions, label_weights, shared, smooth
     )
+    chooser = live_selector(selector)
+    if chooser.observes:
+        terms = replace(terms, observe=chooser.observe)
     product = Product(compute_dtype=compute_dtype)
     loss, offsets, gathered, grad_logits = loss_forward(hidden, weight, bias, None, terms, product)
     rows = gathered if isinstance(gathered, Tensor) else hidden.new_empty((0, hidden.shape[1]))
@@ -134,6 +139,7 @@ def _(
     shared: bool,
     smooth: bool,
     compute_dtype: torch.dtype | None,
+    selector: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     samples, total = hidden.shape[0], ids.shape[0]
     rows_dtype = Product(compute_dtype=compute_dtype).dtype(hidden, weight)
@@ -189,7 +195,7 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, ids, *_, shared, _, compute_dtype = inputs
+    hidden, weight, bias, ids, *_, shared, _, compute_dtype, _ = inputs
     _, offsets, rows, grad_logits = output
     ctx.save_for_backward(hidden, weight, bias, ids, offsets, rows, grad_logits)
     ctx.shared, ctx.compute_dtype = shared, compute_dtype
@@ -201,7 +207,7 @@ def _backward(ctx: Any, grad: Tensor, *unused: Tensor) -> tuple[Any, ...]:
     grad_hidden, grad_weight, grad_bias = _candidate_loss_backward(
         grad, *ctx.saved_tensors, ctx.shared, ctx.compute_dtype
     )
-    return (grad_hidden, grad_weight, None if bias is None else grad_bias, *[None] * 10)
+    return (grad_hidden, grad_weight, None if bias is None else grad_bias, *[None] * 11)
 
 
 _candidate_loss.register_autograd(_backward, setup_context=_save)
@@ -232,6 +238,7 @@ def cross_entropy(
     )  # fmt: skip
     autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     shared = selector.config.selection == "batch"
-    loss, *_ = _candidate_loss(hidden, layer.weight, layer.bias, *found, shared, label_smoothing > 0, autocast)
+    smooth = label_smoothing > 0
+    loss, *_ = _candidate_loss(hidden, layer.weight, layer.bias, *found, shared, smooth, autocast, selector.number)
     shape: Sequence[int] = input.shape[:-1]
     return losses.reduce(loss, reduction, denominator, torch.Size(shape))

@@ -54,11 +54,14 @@ class RehashSchedule:
         growth: the paper's decay constant; 0 keeps the interval fixed.
         redraw_every: draw new hash functions (kmeans: train the centroids again) at every so many rehashes;
             None keeps the first ones.
+        drift: rehash only where this share of a sample of table entries, or more, are out of date: the times above are
+            then those of looking, which costs the hashing of a thousand rows. None rehashes at all of them.
     """
 
     every: int = 50
     growth: float = 0.1
     redraw_every: int | None = None
+    drift: float | None = None
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -67,6 +70,9 @@ class RehashSchedule:
             raise ValueError(f"RehashSchedule: expected growth to be finite and not negative, got {self.growth}")
         if self.redraw_every is not None and self.redraw_every < 1:
             raise ValueError(f"RehashSchedule: expected redraw_every to be at least 1 or None, got {self.redraw_every}")
+
+        if self.drift is not None and not 0 <= self.drift <= 1:
+            raise ValueError(f"RehashSchedule: expected drift to be between 0 and 1 or None, got {self.drift}")
 
     def interval(self, rehashes: int) -> int:
         """Steps from the given number of rehashes done to the next one."""
@@ -179,11 +185,12 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of ``"lsh"`` for so many neurons: codes, buckets, counts, norms, hubs, vote and label counters."""
+        """Bytes of ``"lsh"`` for so many neurons: tables, norms, shares, hubs, counters of votes and labels."""
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         label_counts = out_features if self.logq and self.selection == "batch" else 0
-        return 4 * (codes + buckets + 2 * out_features + label_counts) + 8 * min(self.num_hubs, out_features)
+        shares = out_features if self.num_hubs else 0
+        return 4 * (codes + buckets + 2 * out_features + shares + label_counts) + 8 * min(self.num_hubs, out_features)
 
     @classmethod
     def auto(

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch_slide import targets
 from torch_slide.logits import Source, SparseLogits, handle
 from torch_slide.sampled import Product, Terms, sampled_loss
+from torch_slide.selection import in_backward
 from torch_slide.targets import LabelLists, Labels
 
 _REDUCTIONS = ("none", "mean", "sum")
@@ -74,6 +75,7 @@ def terms_of(
         labels.weights,
         class_weight if bce else None,
         of_candidates(pos_weight),
+        source.selector.observe if advance and source.selector.observes and not in_backward() else None,
     )
 
 

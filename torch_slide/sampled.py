@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch_slide import functional
 from torch_slide.selection import Candidates
 from torch_slide.sparse import row_sparse
+from torch_slide.targets import row_of
 
 # The rows of shared candidates; or who uses which row, where every sample has candidates of its own.
 Gathered: TypeAlias = Tensor | functional.Uses
@@ -136,6 +137,7 @@ class Terms:
         label_positions: [number of labels], within the candidates of the sample.
         label_weights: [number of labels].
         class_weight, pos_weight: [total], for BCE.
+        observe: a selector's :meth:`Selector.observe`, if it is to be told of the step.
     """
 
     ids: Tensor
@@ -148,6 +150,7 @@ class Terms:
     label_weights: Tensor
     class_weight: Tensor | None = None
     pos_weight: Tensor | None = None
+    observe: Callable[[Tensor, Tensor], None] | None = None
 
 
 @functools.cache
@@ -208,7 +211,29 @@ def loss_forward(
         loss = functional.softmax_cross_entropy_(
             logits, offsets, terms.log_weights, terms.smoothing, *labels, bias=late_bias
         )
+    if terms.observe is not None:
+        terms.observe(*_shares(logits, offsets, terms, gathered))
     return loss, offsets, gathered, logits
+
+
+def _shares(grad_logits: Tensor, offsets: Tensor, terms: Terms, gathered: Gathered) -> tuple[Tensor, Tensor]:
+    """Candidates, each once, and their mean share in the softmax of a sample, those whose label it is left out.
+
+    The gradient of a logit is the weighted share less what the target gives, which, but for labels, is the smoothing.
+    """
+    samples = len(offsets) - 1
+    own = offsets[row_of(terms.label_offsets, len(terms.label_positions))] + terms.label_positions
+    if isinstance(gathered, Tensor):
+        shares, of_labels = grad_logits.view(samples, -1).sum(0), grad_logits[own]
+        if terms.smoothing is not None:
+            shares.add_(terms.smoothing, alpha=samples)
+            of_labels += terms.smoothing[terms.label_positions]
+        shares.index_add_(0, terms.label_positions, of_labels, alpha=-1)
+        return terms.ids, shares.div_(samples * terms.log_weights.exp())
+    values = grad_logits if terms.smoothing is None else grad_logits + terms.smoothing
+    values = (values / terms.log_weights.exp()).index_fill(0, own, 0.0)
+    shares = torch.segment_reduce(values[gathered.entries], "sum", offsets=gathered.starts)
+    return gathered.rows, shares.div_(samples)
 
 
 def loss_backward(

@@ -15,15 +15,14 @@ from torch_slide.hashing import augment_queries, augment_rows, hash_family, row_
 _CHUNK = 4096
 # The MIPS transform scales by a norm that all rows but this share stay below. With the largest norm itself, which a few
 # rows raise far above the others, all others would crowd at the pole of the sphere and share their buckets. Rows beyond
-# it are hashed by their direction alone; they are the hubs, which are candidates anyway.
+# it are hashed by their direction alone; few as they are, most are hubs, which are candidates anyway.
 _BEYOND_NORM = 0.01
 # Weights grow: the norm is pinned until it is off by this factor, since a new one means new codes for every row. So
 # do new centroids, which are due when there are twice as many rows as they were found for.
 _NORM_DRIFT = 1.4
 _MORE_ROWS = 2
-# Every rehash asks for that quantile and for the largest norms: a sample serves the first, blocks' maxima the second.
+# Every rehash asks for that quantile: a sample serves.
 _NORM_SAMPLE = 1 << 16
-_BLOCK = 1024
 
 
 class HashTables:
@@ -39,7 +38,7 @@ class HashTables:
     Args:
         in_features: width of a row.
         out_features: number of rows, N.
-        config: family, L, K, bucket size and policy, norm_aware, num_hubs, seed.
+        config: family, L, K, bucket size and policy, norm_aware, seed.
 
     Raises:
         ValueError: if the tables would not fit into the machine's memory.
@@ -65,7 +64,6 @@ class HashTables:
             "buckets": torch.zeros((*buckets, config.bucket_size), dtype=torch.int32),
             "counts": torch.zeros(buckets, dtype=torch.int32),
             "norms": torch.zeros(rows),
-            "hubs": torch.zeros(min(config.num_hubs, rows), dtype=torch.int64),
             "drawn_for": torch.zeros(2),  # the norm that vectors are scaled by, and the number of rows, at a redraw
             **{f"hash.{name}": value for name, value in self.family.draw(config.seed).items()},
         }
@@ -114,7 +112,7 @@ class HashTables:
         Raises:
             ValueError: if a row is not finite; nothing is changed then.
         """
-        measure_(self.state["norms"], self.state["hubs"], weight, bias, rows)
+        measure_(self.state["norms"], weight, bias, rows)
 
     @torch.no_grad()
     def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
@@ -154,6 +152,11 @@ class HashTables:
         if float(self.state["drawn_for"][1]) > 0 and bool(members.any()):
             codes[members] = self._hash(weight, bias, rows[members])
         return codes
+
+    def drift(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> float:
+        """Share of the entries of these rows (int64 [n]) that are not where :meth:`insert` puts them; 0 of none."""
+        moved = self.state["codes"][:, rows] != self.codes(weight, bias, rows).T
+        return float(moved.double().mean()) if moved.numel() else 0.0
 
     def outgrown(self) -> bool:
         """Whether the rows are not those any more that the hash functions were drawn for."""
@@ -202,12 +205,11 @@ def admit_(norms: Tensor, rows: Tensor | None = None) -> None:
 
 
 @torch.no_grad()
-def measure_(norms: Tensor, hubs: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
-    """Brings the norms of the given rows, or of all, up to date, and the hubs, which are the rows of largest norm.
+def measure_(norms: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> None:
+    """Brings the norms of the given rows, or of all, up to date.
 
     Args:
         norms: float32 [N], overwritten but for the signs, which are the tables' own.
-        hubs: int64 [H], overwritten, the largest first.
         weight: [N, in_features].
         bias: [N] or None.
         rows: int64, unique.
@@ -220,7 +222,6 @@ def measure_(norms: Tensor, hubs: Tensor, weight: Tensor, bias: Tensor | None, r
         norms.copy_(measured.copysign_(norms))
     else:
         norms[rows] = measured.copysign_(norms[rows])
-    hubs.copy_(_largest(norms, len(hubs)))
 
 
 class _Vectors:
@@ -240,17 +241,6 @@ def _typical_norm(norms: Tensor) -> float:
     sample = norms[:: max(1, len(norms) // _NORM_SAMPLE)]
     rank = max(1, round(len(sample) * (1 - _BEYOND_NORM)))
     return max(float(sample.kthvalue(rank).values), torch.finfo(torch.float32).tiny)
-
-
-def _largest(norms: Tensor, count: int) -> Tensor:
-    """Where the largest norms are, the largest first; a block without one of the largest maxima has none of them."""
-    whole = len(norms) // _BLOCK
-    if whole <= count:
-        return torch.topk(norms, count).indices
-    blocks = torch.topk(norms[: whole * _BLOCK].view(whole, _BLOCK).amax(1), count).indices.sort().values
-    inside = (blocks[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
-    rows = torch.cat([inside, torch.arange(whole * _BLOCK, len(norms))])
-    return rows[torch.topk(norms[rows], count).indices]
 
 
 def checked_norms(weight: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> Tensor:

@@ -41,8 +41,7 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
         rows = torch.arange(layer.out_features)
     if not bool(torch.isfinite(row_norms(layer.weight[rows], None if layer.bias is None else layer.bias[rows])).all()):
         raise ValueError(f"{op}: expected weight and bias to be finite, got a row that is not")
-    moved = tables.state["codes"][:, rows] != tables.codes(layer.weight, layer.bias, rows).T
-    return float(moved.double().mean())
+    return tables.drift(layer.weight, layer.bias, rows)
 
 
 def tables_of(layer: SparseLSHLinear) -> HashTables | None:

@@ -24,7 +24,7 @@ from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.targets import row_of
 
-_VERSION = 2
+_VERSION = 3
 # Fields of Selector.state["clock"].
 FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
 
@@ -158,7 +158,7 @@ class Selector:
         if timers[1] == 0:
             timers[1] = now
         if draws >= next_rehash and not (frozen and rehashes):
-            self.rehash(weight, bias)
+            self._rehash_if_drifted(weight, bias)
         clock[DRAWS] += 1
         self.count_labels(labels)
 
@@ -166,6 +166,20 @@ class Selector:
         """These rows (int64 [n], repeats count once) were the labels of a step."""
         if (counts := self.state.get("label_counts")) is not None:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
+
+    @property
+    def observes(self) -> bool:
+        """Whether :meth:`observe` is to be told of every step."""
+        return False
+
+    def observe(self, rows: Tensor, shares: Tensor) -> None:
+        """A step with gradients has been computed.
+
+        Args:
+            rows: int64 [n], unique: the candidates.
+            shares: [n], the mean share of each in the softmax of a sample (binary cross-entropy: its mean sigmoid),
+                samples whose label it is left out.
+        """
 
     def choose(
         self,
@@ -195,6 +209,22 @@ class Selector:
         found = int(owners.bincount().max())
         if found > most:
             raise ValueError(f"LSHConfig: expected labels to be at most max_active = {most}, got {found}")
+
+    def _rehash_if_drifted(self, weight: Tensor, bias: Tensor | None) -> None:
+        clock, timers, schedule = self.state["clock"], self.state["timers"], self.config.rehash
+        _, draws, rehashes, _, _ = clock.tolist()
+        if rehashes and schedule.drift is not None:
+            started = time.perf_counter()
+            drift = self.drift(weight, bias)
+            timers[0] += time.perf_counter() - started
+            if drift < schedule.drift:
+                clock[NEXT_REHASH] = draws + schedule.interval(rehashes)
+                return
+        self.rehash(weight, bias)
+
+    def drift(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Share of what it knows of the weights that is out of date, from a sample; 1 if it can't tell."""
+        return 1.0
 
     @torch.no_grad()
     def rehash(self, weight: Tensor, bias: Tensor | None) -> None:

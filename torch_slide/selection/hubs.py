@@ -1,4 +1,4 @@
-"""The rows of largest norm."""
+"""The rows that hold most of the softmax, whatever the query."""
 
 from __future__ import annotations
 
@@ -7,28 +7,52 @@ from torch import Tensor
 
 from torch_slide.selection.base import Selector, register_selector
 from torch_slide.selection.candidates import Sources
+from torch_slide.selection.shares import heaviest, observe_
 from torch_slide.tables import measure_
 
 
 @register_selector("hubs")
 class HubsSelector(Selector):
-    """The rows of largest norm [weight, bias] as certain candidates, and the uniform tail that is asked for.
+    """Rows of largest share in the softmax as certain candidates, and the uniform tail that is asked for.
 
-    Of the largest inner products most are with long rows, whatever the query (the norm bias: Liu et al., AAAI 2020,
-    "Understanding and improving proximity graph based maximum inner product search", section 3). So this is what the
-    hubs of ``"lsh"`` are worth alone: ``num_active - min_uniform`` of them, whatever ``num_hubs`` says, brought up to
-    date on the rehash schedule.
+    So this is what the hubs of ``"lsh"`` are worth alone: ``num_active - min_uniform`` of them, whatever ``num_hubs``
+    says, chosen anew on the rehash schedule by :mod:`torch_slide.selection.shares`. Until steps have seen enough rows,
+    the longest rows [weight, bias] stand in: of the largest inner products most are with these, whatever the query
+    (the norm bias: Liu et al., AAAI 2020, "Understanding and improving proximity graph based maximum inner product
+    search", section 3).
     """
 
     derived = (*Selector.derived, "norms")
+    written = (*Selector.written, "shares")
 
     def _empty_state(self) -> dict[str, Tensor]:
-        hubs = torch.arange(min(self.num_active - self.min_uniform, self.out_features))
-        return {**super()._empty_state(), "norms": torch.zeros(self.out_features), "hubs": hubs}
+        rows = self.out_features
+        return {
+            **super()._empty_state(),
+            "norms": torch.zeros(rows),
+            "shares": torch.zeros(rows),
+            "hubs": torch.arange(min(self.num_active - self.min_uniform, rows)),
+        }
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+        state = self.state
         with self._changed_rows(weight, bias) as changed:
-            measure_(self.state["norms"], self.state["hubs"], weight, bias, None if rehashes == 0 else changed)
+            measure_(state["norms"], weight, bias, None if rehashes == 0 else changed)
+            state["hubs"].copy_(heaviest(state["shares"], lambda: state["norms"], len(state["hubs"])))
+
+    @property
+    def observes(self) -> bool:
+        """Always."""
+        return True
+
+    def observe(self, rows: Tensor, shares: Tensor) -> None:
+        """Remembers who they were."""
+        observe_(self.state["shares"], rows, shares)
+
+    def forget(self) -> None:
+        """The weights were learned elsewhere, and the shares with them."""
+        super().forget()
+        self.state["shares"].zero_()
 
     def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
         return Sources.of(len(hidden), hubs=self.state["hubs"])

@@ -8,9 +8,14 @@ import torch
 from torch import Tensor, distributed
 
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.base import DRAWS, Selector, register_selector
 from torch_slide.selection.candidates import Sources
+from torch_slide.selection.proposals import uniform_numbers
+from torch_slide.selection.shares import heaviest, observe_
 from torch_slide.tables import HashTables, admit_
+
+# Rows that say whether it is time to rehash: their share is off by less than .02.
+_SAMPLE = 1024
 
 
 @register_selector("lsh")
@@ -24,7 +29,7 @@ class LSHSelector(Selector):
     """
 
     derived = (*Selector.derived, "buckets", "counts")
-    written = (*Selector.written, "norms")
+    written = (*Selector.written, "norms", "shares")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, config)
@@ -33,7 +38,15 @@ class LSHSelector(Selector):
     def _empty_state(self) -> dict[str, Tensor]:
         # One dictionary for both: moving or loading the selector's tensors moves the tables'.
         self.tables.state.update(super()._empty_state())
+        rows = self.out_features
+        hubs = torch.zeros(min(self.config.num_hubs, rows), dtype=torch.int64)
+        self.tables.state.update(hubs=hubs, shares=torch.zeros(rows if len(hubs) else 0))
         return self.tables.state
+
+    @property
+    def observes(self) -> bool:
+        """Hubs are chosen by what steps have seen."""
+        return len(self.state["hubs"]) > 0
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         with self._changed_rows(weight, bias) as changed:
@@ -45,11 +58,24 @@ class LSHSelector(Selector):
             if not self.tables.as_begun(weight, bias) or _has_peers():  # learned elsewhere, or in part
                 admit_(self.state["norms"])
         self.tables.measure(weight, bias, changed)
+        if self.observes:
+            self.state["hubs"].copy_(heaviest(self.state["shares"], self.state["norms"].abs, len(self.state["hubs"])))
         due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
         if due or self.tables.outgrown():
             self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
             changed = None
         self.tables.insert(weight, bias, changed)
+
+    def drift(self, weight: Tensor, bias: Tensor | None) -> float:
+        """Share of the entries of some members in the tables that are out of date; those not yet entered all are."""
+        members = self.tables.members
+        if self.tables.outgrown():
+            return 1.0
+        if len(members) > _SAMPLE:
+            members = members[
+                (uniform_numbers(self.config.seed, self.state["clock"][DRAWS], _SAMPLE) * len(members)).long()
+            ]
+        return self.tables.drift(weight, bias, members)
 
     def problems(self, loaded: dict[str, Any]) -> list[str]:
         """As the base class, with codes that are no bucket numbers."""
@@ -74,7 +100,12 @@ class LSHSelector(Selector):
     def forget(self) -> None:
         """The weights were learned elsewhere: all rows belong into the tables."""
         super().forget()
+        self.state["shares"].zero_()
         admit_(self.state["norms"])
+
+    def observe(self, rows: Tensor, shares: Tensor) -> None:
+        """Hubs are those that hold most of the softmax; the next rehash chooses them anew."""
+        observe_(self.state["shares"], rows, shares)
 
     def as_begun(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether nothing has happened since :meth:`begin`."""
@@ -88,7 +119,7 @@ class LSHSelector(Selector):
     def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
         state = self.state
         hubs = state["hubs"]
-        hubs = hubs[self.tables.are_members(hubs)]
+        hubs = hubs[(state["shares"][hubs] > 0) | self.tables.are_members(hubs)]
         return Sources(hubs, self.tables.query(hidden), state["buckets"], state["counts"])
 
     def stats(self) -> dict[str, float]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_slide.data.batching import Dataset, batches
@@ -75,20 +74,6 @@ def hit_rates(top: Tensor, targets: Tensor, *ks: int) -> dict[str, Tensor]:
     return {f"HR@{k}": (top[:, :k] == targets[:, None]).any(1).float() for k in ks}
 
 
-def label_cross_entropy(logits: Tensor, label_ids: Tensor, label_offsets: Tensor) -> Tensor:
-    """Cross-entropy of every point in nats, its labels equally likely: logsumexp less their mean logit, float32 [B].
-
-    Args:
-        logits: [B, outputs].
-        label_ids: labels of all points, int64 [labels].
-        label_offsets: as in :func:`precision_at`; a point without labels has nothing to explain, 0.
-    """
-    counts = label_offsets.diff()
-    point = row_of(label_offsets, len(label_ids))
-    label_logits = logits.new_zeros(len(counts)).index_add(0, point, logits[point, label_ids])
-    return torch.where(counts > 0, torch.logsumexp(logits, 1) - label_logits / counts.clamp(min=1), 0.0)
-
-
 @dataclass(frozen=True)
 class Labels:
     """Labels of the points of a batch.
@@ -106,12 +91,26 @@ class Labels:
         """One label a point, int64 [B]."""
         return cls(targets, torch.arange(len(targets) + 1))
 
-    def among(self, mask: Tensor) -> Labels:
-        """Those that the mask (bool [outputs]) holds; points may be left with none."""
-        kept = mask[self.ids]
-        counts = torch.zeros(len(self.offsets) - 1, dtype=torch.int64)
-        counts.index_add_(0, row_of(self.offsets, len(self.ids)), kept.long())
+    @property
+    def points(self) -> Tensor:
+        """Whose each label is, int64 [labels]."""
+        return row_of(self.offsets, len(self.ids))
+
+    def keep(self, kept: Tensor) -> Labels:
+        """Those that are marked (bool [labels]); points may be left with none."""
+        counts = torch.zeros(len(self.offsets) - 1, dtype=torch.int64).index_add_(0, self.points, kept.long())
         return Labels(self.ids[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+
+
+def label_nats(logits: Tensor, labels: Labels) -> Tensor:
+    """Cross-entropy of every label by itself, in nats: logsumexp less its logit, [labels], for logits [B, outputs]."""
+    return torch.logsumexp(logits, 1)[labels.points] - logits[labels.points, labels.ids]
+
+
+def mean_by_point(values: Tensor, labels: Labels) -> Tensor:
+    """Mean over the labels of each point of their values [labels], 0 for a point without: float32 [B]."""
+    counts = labels.offsets.diff()
+    return values.new_zeros(len(counts)).index_add(0, labels.points, values) / counts.clamp(min=1)
 
 
 def head_of(counts: Tensor) -> Tensor:
@@ -123,12 +122,12 @@ def head_of(counts: Tensor) -> Tensor:
     return is_head
 
 
-def by_frequency(top: Tensor, logits: Tensor, labels: Labels, is_head: Tensor) -> dict[str, Tensor]:
+def by_frequency(top: Tensor, nats: Tensor, labels: Labels, is_head: Tensor) -> dict[str, Tensor]:
     """Recall of frequent and of other labels among ``top``, and their cross-entropy, over the points that have some.
 
     Args:
         top: outputs by falling logit, int64 [B, k].
-        logits: [B, outputs].
+        nats: from :func:`label_nats`.
         labels: of the points.
         is_head: from :func:`head_of`.
 
@@ -137,12 +136,12 @@ def by_frequency(top: Tensor, logits: Tensor, labels: Labels, is_head: Tensor) -
     """
     found: dict[str, Tensor] = {}
     k = top.shape[1]
-    for part, mask in (("head", is_head), ("tail", ~is_head)):
-        some = labels.among(mask)
+    head = is_head[labels.ids]
+    for part, kept in (("head", head), ("tail", ~head)):
+        some = labels.keep(kept)
         counts = some.offsets.diff()
         recall = are_labels(top, some.ids, some.offsets).sum(1) / counts
-        xent = label_cross_entropy(logits, some.ids, some.offsets)
-        found |= {f"R@{k}/{part}": recall[counts > 0], f"xent/{part}": xent[counts > 0]}
+        found |= {f"R@{k}/{part}": recall[counts > 0], f"xent/{part}": mean_by_point(nats[kept], some)[counts > 0]}
     return found
 
 
@@ -150,28 +149,29 @@ def xc_metrics(batch: XCBatch, logits: Tensor, is_head: Tensor) -> dict[str, Ten
     """P@1, P@3, P@5, the cross-entropy in nats, xent, of every point, and :func:`by_frequency`."""
     top = highest(logits, 5)
     precision = {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
-    xent = label_cross_entropy(logits, batch.label_ids, batch.label_offsets)
     labels = Labels(batch.label_ids, batch.label_offsets)
-    return {**precision, "xent": xent, **by_frequency(top, logits, labels, is_head)}
+    nats = label_nats(logits, labels)
+    return {**precision, "xent": mean_by_point(nats, labels), **by_frequency(top, nats, labels, is_head)}
 
 
 def next_item_metrics(batch: NextItemBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
     """HR@1, HR@5, HR@20, MRR@20, the cross-entropy in nats, xent, of every session, and :func:`by_frequency`."""
-    top = highest(logits, 20)
+    top, labels = highest(logits, 20), Labels.single(batch.targets)
+    xent = label_nats(logits, labels)
     return {
         **hit_rates(top, batch.targets, 1, 5, 20),
         "MRR@20": reciprocal_rank(top, batch.targets),
-        "xent": F.cross_entropy(logits, batch.targets, reduction="none"),
-        **by_frequency(top, logits, Labels.single(batch.targets), is_head),
+        "xent": xent,
+        **by_frequency(top, xent, labels, is_head),
     }
 
 
 def next_token_metrics(batch: NextTokenBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
     """P@1, HR@3, HR@5, the cross-entropy in nats, xent, of every word, and :func:`by_frequency`."""
-    top = highest(logits, 5)
+    top, labels = highest(logits, 5), Labels.single(batch.targets)
     hits = hit_rates(top, batch.targets, 1, 3, 5)
-    xent = F.cross_entropy(logits, batch.targets, reduction="none")
-    parts = by_frequency(top, logits, Labels.single(batch.targets), is_head)
+    xent = label_nats(logits, labels)
+    parts = by_frequency(top, xent, labels, is_head)
     return {"P@1": hits["HR@1"], "HR@3": hits["HR@3"], "HR@5": hits["HR@5"], "xent": xent, **parts}
 
 
@@ -181,15 +181,15 @@ def user_metrics(batch: UserBatch, logits: Tensor, is_head: Tensor) -> dict[str,
     Items that the user is known to have chosen are left out of the ranking, not of the softmax (He et al. 2020,
     "LightGCN", section 4.1: all-ranking protocol).
     """
-    xent = label_cross_entropy(logits, batch.label_ids, batch.label_offsets)
     known = (row_of(batch.known_offsets, len(batch.known_ids)), batch.known_ids)
     top = highest(logits.index_put(known, logits.new_tensor(-math.inf)), 20)
     labels = Labels(batch.label_ids, batch.label_offsets)
+    nats = label_nats(logits, labels)
     return {
         "R@20": are_labels(top, labels.ids, labels.offsets).sum(1) / labels.offsets.diff(),
         "NDCG@20": discounted_gain(top, labels.ids, labels.offsets),
-        "xent": xent,
-        **by_frequency(top, logits, labels, is_head),
+        "xent": mean_by_point(nats, labels),
+        **by_frequency(top, nats, labels, is_head),
     }
 
 
