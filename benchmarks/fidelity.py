@@ -26,9 +26,8 @@ from torch_slide.selection import Selector
 from torch_slide.selection.base import DRAWS
 
 
-def observed(trained: ts.SparseLSHLinear, method: str, num_active: int, seed: int) -> ts.SparseLSHLinear:
+def observed(trained: ts.SparseLSHLinear, config: ts.LSHConfig) -> ts.SparseLSHLinear:
     """A layer over the very weights of the trained one, with another selector that has met the same labels."""
-    config = common.lsh_config(method, trained.in_features, trained.out_features, seed).replace(num_active=num_active)
     layer = ts.SparseLSHLinear.from_linear(trained, lsh=config, sparse_grad=True)
     layer.selector.begin(layer.weight, layer.bias)
     layer.rehash()
@@ -61,9 +60,11 @@ def next_batch(run: accuracy.Run, epoch: int) -> tuple[torch.Tensor, Any]:
 def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every budget and method."""
     hidden, target = next_batch(run, arguments.stop)
+    head = run.model.head
     for num_active in arguments.budgets:
         for method in arguments.methods:
-            layer = observed(run.model.head, method, num_active, arguments.seed)
+            config = common.lsh_config(method, head.in_features, head.out_features, arguments.seed)
+            layer = observed(head, config.replace(num_active=num_active))
             started = time.perf_counter()
             found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
             show(method, num_active, found)

@@ -190,6 +190,7 @@ def step_work(s: Sizes) -> dict[str, Work]:
         "gather of rows and biases": Work(0, s.candidates * row, s.candidates * (row + LINE)),
         "product, forward": product,
         "loss and its gradient": Work(LOSS_FLOPS * logits, 2 * FLOAT * logits),
+        "shares of the candidates": Work(logits, FLOAT * logits + 3 * s.candidates * LINE),
         "product, hidden gradient": product,
         "product, row gradients": product,
         "bias gradient": Work(2 * logits, FLOAT * logits),

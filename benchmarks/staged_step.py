@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide import dirty, functional, targets
+from torch_slide.sampled import Terms, shares_of
 from torch_slide.selection import Candidates, LSHSelector
 from torch_slide.sparse import row_sparse
 from torch_slide.tables import HashTables
@@ -107,11 +108,15 @@ class Trainer:
 
     def _output_layer(self, hidden: Tensor, batch: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gradients: of the hidden vectors, candidates, of their rows, of their biases."""
-        clock, head = self.clock, self.head
+        clock, head, selector = self.clock, self.head, self.selector
         lists = batch.label_ids, batch.label_offsets
         ids, offsets, values = targets.from_lists(lists, len(hidden), head.out_features, hidden.dtype, "kernels")
         labels = targets.normalised(ids, offsets, values, None)
         candidates = self._candidates(hidden, labels)
+        terms = Terms(
+            candidates.ids, candidates.group_offsets, candidates.shared, candidates.log_weights, None,
+            labels.offsets, candidates.label_positions, labels.weights,
+        )  # fmt: skip
         row_offsets = torch.arange(len(hidden) + 1) * len(candidates.ids)
         with clock("gather of rows and biases"):
             biases = head.bias.index_select(0, candidates.ids)
@@ -123,6 +128,8 @@ class Trainer:
                 logits.view(-1), row_offsets, candidates.log_weights, None,
                 labels.offsets, candidates.label_positions, labels.weights, bias=biases,
             )  # fmt: skip
+        with clock("shares of the candidates"):
+            selector.observe(*shares_of(logits.view(-1), row_offsets, terms, rows))
         factors = torch.ones(len(hidden)) / labels.denominator
         with clock("product, hidden gradient"):
             grad_hidden = torch.mm(logits, rows) * factors.unsqueeze(1)
@@ -140,7 +147,7 @@ class Trainer:
         with self.clock("query codes"):
             codes = selector.tables.query(hidden)
         with answered(selector.tables, codes), self.clock("selection"):
-            candidates = selector.select(hidden, labels.ids, labels.offsets, draw)
+            candidates = selector.select(hidden, head.weight, head.bias, labels.ids, labels.offsets, draw)
         self.counts["members"].append(self._members(codes))
         return candidates
 

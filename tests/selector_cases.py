@@ -44,8 +44,8 @@ def some_labels(rows=OUT, seed=1, count=BATCH):
     return torch.randint(0, rows, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def select(selector, hidden, labels, draw=0):
-    return selector.select(hidden, labels, one_each(labels), torch.tensor(draw))
+def select(selector, weight, bias, hidden, labels, draw=0):
+    return selector.select(hidden, weight, bias, labels, one_each(labels), torch.tensor(draw))
 
 
 def is_state(name):

@@ -213,7 +213,7 @@ def test_coverage_is_that_of_the_dense_softmax(kind, bias, dtype):
     twin = copy.deepcopy(head.selector)
     none, draw = torch.zeros(17, dtype=torch.int64), twin.state["clock"][1]
     for ahead in range(2):
-        chosen = twin.select(x, none[:0], none, draw + ahead)
+        chosen = twin.select(x, head.weight, head.bias, none[:0], none, draw + ahead)
         for sample in range(16):
             group = 0 if chosen.shared else sample
             first, last = chosen.group_offsets[group : group + 2]

@@ -97,7 +97,7 @@ def test_draws_hit_every_row_as_often_as_the_proposal_says():
     labels, draws = some_labels(), 1000
     inside = torch.zeros(OUT)
     for draw in range(draws):
-        tail = selector._sources(hidden, labels, one_each(labels), torch.tensor(draw)).tail
+        tail = selector._sources(hidden, weight, bias, labels, one_each(labels), torch.tensor(draw)).tail
         seen += tail.rows.bincount(minlength=OUT)
         inside[tail.rows] += 1
         total += len(tail.rows)
@@ -121,7 +121,7 @@ def test_it_finds_the_rows_that_matter():
     found = {}
     for name in ("midx", "uniform"):
         selector = selector_of(name, weight, torch.zeros(4000), num_active=400, uniform_fraction=0.1)
-        found[name] = len(best & set(select(selector, hidden, some_labels(4000)).ids.tolist()))
+        found[name] = len(best & set(select(selector, weight, None, hidden, some_labels(4000)).ids.tolist()))
     assert found["midx"] > 4 * found["uniform"]
 
 
@@ -158,7 +158,7 @@ def test_queries_without_a_softmax_get_uniform_draws(bad):
     chances, ends = selector.proposal(hidden)
     assert torch.isfinite(chances).all()
     assert ends[-1] == 1
-    assert torch.isfinite(select(selector, hidden, some_labels()).log_weights).all()
+    assert torch.isfinite(select(selector, weight, bias, hidden, some_labels()).log_weights).all()
 
 
 def test_empty_cells_take_nothing_from_the_others():
@@ -175,7 +175,9 @@ def test_empty_cells_take_nothing_from_the_others():
     assert ends[-1] == 1
     assert (ends[3], chances[1]) == (ends[2], chances[2])
     assert (chances * torch.tensor([62, 1, 1, 0])).sum().item() == pytest.approx(1)
-    rows = selector._sources(torch.ones(BATCH, 1), some_labels(64), one_each(some_labels()), torch.tensor(0)).tail.rows
+    rows = selector._sources(
+        torch.ones(BATCH, 1), torch.ones(64, 1), None, some_labels(64), one_each(some_labels()), torch.tensor(0)
+    ).tail.rows
     assert ((rows >= 0) & (rows < 64)).all()
 
 

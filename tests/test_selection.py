@@ -11,13 +11,14 @@ from torch_slide.selection import make_selector
 
 
 def votes_of(tables, codes, num_rows):
+    """Of the likeliest of P probes P votes, of the last one, one."""
     buckets, counts = tables
     votes = torch.zeros(num_rows, dtype=torch.int64)
     for query in codes:
         for table, probes in enumerate(query):
-            for code in probes.tolist():
+            for rank, code in enumerate(probes.tolist()):
                 members = buckets[table, code, : min(int(counts[table, code]), buckets.shape[2])].long()
-                votes[members] += 1
+                votes[members] += len(probes) - rank
     return votes
 
 
@@ -74,7 +75,7 @@ def test_invariants(num_rows, num_active, share, num_labels, num_hubs, strategy,
 
 def test_hits_have_the_most_votes():
     tables = random_tables(5, 1000, 16, 64)
-    codes = torch.randint(0, 16, (6, 5, 2), dtype=torch.int32)
+    codes = torch.randint(0, 16, (6, 5, 3), dtype=torch.int32)
     votes = votes_of(tables, codes, 1000)
     ids, _, kinds, *_ = run_select([3, 5], [0, 2], codes=codes, tables=tables, num_active=120, min_uniform=20)
     hits = ids[kinds == HIT]
@@ -88,6 +89,18 @@ def test_threshold_takes_only_rows_with_enough_votes():
     tables = random_tables(5, 1000, 16, 64)
     codes = torch.randint(0, 16, (1, 5, 1), dtype=torch.int32)
     votes = votes_of(tables, codes, 1000)
+    ids, _, kinds, *_ = run_select(
+        [], [0, 0], codes=codes, tables=tables, num_active=900, min_uniform=0, strategy=2, threshold=2
+    )
+    assert set(ids[kinds == HIT].tolist()) == set((votes >= 2).nonzero().flatten().tolist())
+
+
+def test_threshold_counts_every_probe_once():
+    tables = random_tables(2, 1000, 16, 64)
+    codes = torch.stack([torch.arange(4), torch.arange(4, 8)]).int().unsqueeze(0)
+    votes = votes_of(tables, codes[:, :, :1], 1000)
+    for probe in range(1, 4):
+        votes += votes_of(tables, codes[:, :, probe : probe + 1], 1000)
     ids, _, kinds, *_ = run_select(
         [], [0, 0], codes=codes, tables=tables, num_active=900, min_uniform=0, strategy=2, threshold=2
     )
@@ -194,8 +207,8 @@ def test_unknown_selector():
 def test_uniform_selector_has_no_hubs_and_no_hits():
     config = LSHConfig(selector="uniform", num_active=64, num_hubs=16)
     selector = make_selector(8, 500, config)
-    hidden = torch.randn(4, 8)
-    selector.select(hidden, torch.tensor([1, 2]), torch.tensor([0, 1, 2, 2, 2]), selector.draw(hidden))
+    hidden, weight = torch.randn(4, 8), torch.randn(500, 8)
+    selector.select(hidden, weight, None, torch.tensor([1, 2]), torch.tensor([0, 1, 2, 2, 2]), selector.draw(hidden))
     stats = selector.stats()
     assert (stats["labels"], stats["hubs"], stats["hits"], stats["uniform"]) == (2, 0, 0, 64)
 

@@ -26,7 +26,7 @@ from torch_slide.selection import exact, make_selector
 def test_in_batch_chooses_the_labels_alone():
     weight, bias, hidden = layer_tensors()
     labels = some_labels()
-    chosen = select(selector_of("in_batch", weight, bias), hidden, labels)
+    chosen = select(selector_of("in_batch", weight, bias), weight, bias, hidden, labels)
     assert chosen.ids.tolist() == labels.unique().tolist()
     assert (chosen.kinds == LABEL).all()
     assert (chosen.log_weights == 0).all()
@@ -61,7 +61,7 @@ def test_before_any_step_hubs_are_the_rows_of_largest_norm(with_bias):
     norms = weight.norm(dim=1) if bias is None else torch.cat([weight, bias[:, None]], 1).norm(dim=1)
     longest = set(norms.topk(25).indices.tolist())
     labels = some_labels()
-    chosen = select(selector, hidden, labels)
+    chosen = select(selector, weight, bias, hidden, labels)
     assert set(chosen.ids[chosen.kinds == HUB].tolist()) == longest - set(labels.tolist())
     assert (chosen.kinds != HIT).all()
     assert int((chosen.kinds == TAIL).sum()) >= 25
@@ -93,14 +93,14 @@ def test_exact_covers_the_most_softmax_with_so_many_rows():
     weight, bias, hidden = layer_tensors()
     labels, mass = some_labels(), softmax_mass(weight, bias, hidden).sum(0)
     selector = selector_of("exact", weight, bias)
-    chosen = select(selector, hidden, labels)
+    chosen = select(selector, weight, bias, hidden, labels)
     others = mass.index_fill(0, labels, -1)
     assert set(chosen.ids[chosen.kinds == HIT].tolist()) == set(others.topk(25).indices.tolist())
     assert int((chosen.kinds == TAIL).sum()) == 25
     found = labels.unique()[mass[labels.unique()] > others.topk(25).values.min()]
     assert selector.stats()["label_hit_rate"] == pytest.approx(len(found) / len(labels.unique()))
     for other in ("hubs", "lsh"):
-        theirs = select(selector_of(other, weight, bias, num_hubs=10), hidden, labels)
+        theirs = select(selector_of(other, weight, bias, num_hubs=10), weight, bias, hidden, labels)
         assert mass[chosen.ids[chosen.kinds != TAIL]].sum() > mass[theirs.ids[theirs.kinds != TAIL]].sum()
 
 
@@ -110,7 +110,7 @@ def test_exact_finds_the_largest_logits_of_each_sample():
     offsets[4] = offsets[5]  # one sample without labels
     logits = hidden @ weight.T + bias
     selector = selector_of("exact", weight, bias, selection="sample")
-    chosen = selector.select(hidden, lists, offsets, torch.tensor(0))
+    chosen = selector.select(hidden, weight, bias, lists, offsets, torch.tensor(0))
     for b in range(BATCH):
         mine = slice(int(chosen.group_offsets[b]), int(chosen.group_offsets[b + 1]))
         own = lists[offsets[b] : offsets[b + 1]]
@@ -123,12 +123,12 @@ def test_exact_finds_the_largest_logits_of_each_sample():
 def test_exact_takes_a_few_samples_at_a_time(selection, strategy, monkeypatch):
     weight, bias, hidden = layer_tensors()
     options = {"selection": selection, "strategy": strategy, "threshold": 2}
-    whole = select(selector_of("exact", weight, bias, **options), hidden, some_labels())
+    whole = select(selector_of("exact", weight, bias, **options), weight, bias, hidden, some_labels())
     sizes = []
     linear = torch.nn.functional.linear
     monkeypatch.setattr(exact.F, "linear", lambda x, *rest: sizes.append(len(x)) or linear(x, *rest))
     monkeypatch.setattr(exact, "_LOGITS", 5 * OUT)
-    parts = select(selector_of("exact", weight, bias, **options), hidden, some_labels())
+    parts = select(selector_of("exact", weight, bias, **options), weight, bias, hidden, some_labels())
     assert_same_candidates(whole, parts)
     assert sizes == [5, 5, 2]
 
@@ -136,22 +136,20 @@ def test_exact_takes_a_few_samples_at_a_time(selection, strategy, monkeypatch):
 def test_exact_reads_the_weights_of_the_call():
     weight, bias, hidden = layer_tensors()
     selector = make_selector(6, OUT, config_of("exact"))
-    with pytest.raises(RuntimeError, match=r"expected rehash\(weight, bias\) to come first"):
-        select(selector, hidden, some_labels())
     labels = some_labels()
     selector.rehash(-weight, -bias)
     chosen = selector.choose(hidden, weight, bias, labels, one_each(labels), torch.tensor(0), advance=False)
-    assert_same_candidates(chosen, select(selector_of("exact", weight, bias), hidden, labels))
+    assert_same_candidates(chosen, select(selector_of("exact", weight, bias), weight, bias, hidden, labels))
 
 
 def test_exact_under_autocast_and_in_bfloat16():
     torch.manual_seed(0)
     weight, bias, hidden = layer_tensors()
     with torch.autocast("cpu", torch.bfloat16):
-        chosen = select(selector_of("exact", weight, bias), hidden, some_labels())
-    assert_same_candidates(chosen, select(selector_of("exact", weight, bias), hidden, some_labels()))
+        chosen = select(selector_of("exact", weight, bias), weight, bias, hidden, some_labels())
+    assert_same_candidates(chosen, select(selector_of("exact", weight, bias), weight, bias, hidden, some_labels()))
     low = selector_of("exact", weight.bfloat16(), bias.bfloat16())
-    assert len(select(low, hidden, some_labels()).ids) == len(chosen.ids)
+    assert len(select(low, weight, bias, hidden, some_labels()).ids) == len(chosen.ids)
 
 
 def test_log_uniform_ranks_follow_the_labels():

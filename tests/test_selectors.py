@@ -49,12 +49,12 @@ def test_a_selector_of_ones_own():
     class Firsts(Selector):
         selections = ("batch",)
 
-        def _sources(self, hidden, labels, label_offsets, draw):
+        def _sources(self, hidden, weight, bias, labels, label_offsets, draw):
             return Sources.of(len(hidden), hubs=torch.arange(5))
 
     try:
         weight, bias, hidden = layer_tensors()
-        chosen = select(selector_of("firsts", weight, bias), hidden, torch.full((BATCH,), 7))
+        chosen = select(selector_of("firsts", weight, bias), weight, bias, hidden, torch.full((BATCH,), 7))
         assert chosen.ids[chosen.kinds != TAIL].tolist() == [0, 1, 2, 3, 4, 7]
         with pytest.raises(ValueError, match=r"selection to be one of \('batch',\) with selector 'firsts', got 'sampl"):
             make_selector(4, 30, config_of("firsts", selection="sample"))
@@ -118,15 +118,17 @@ def test_same_draw_same_candidates_whatever_the_threads(name, selection):
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            found.append(select(selector_of(name, weight, bias, selection=selection, logq=True), hidden, labels, 7))
+            found.append(
+                select(selector_of(name, weight, bias, selection=selection, logq=True), weight, bias, hidden, labels, 7)
+            )
     finally:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert_same_candidates(found[0], other)
     if name != "in_batch":
-        assert not torch.equal(found[0].ids, select(selector, hidden, labels, 8).ids)
+        assert not torch.equal(found[0].ids, select(selector, weight, bias, hidden, labels, 8).ids)
         selector.config = selector.config.replace(seed=99)
-        assert not torch.equal(found[0].ids, select(selector, hidden, labels, 7).ids)
+        assert not torch.equal(found[0].ids, select(selector, weight, bias, hidden, labels, 7).ids)
 
 
 @pytest.mark.parametrize(("name", "selection"), BOTH)
@@ -134,7 +136,7 @@ def test_same_draw_same_candidates_whatever_the_threads(name, selection):
 def test_labels_out_of_range(name, selection, label):
     weight, bias, hidden = layer_tensors()
     with pytest.raises(IndexError):
-        select(selector_of(name, weight, bias, selection=selection), hidden, torch.full((BATCH,), label))
+        select(selector_of(name, weight, bias, selection=selection), weight, bias, hidden, torch.full((BATCH,), label))
 
 
 @pytest.mark.parametrize(("name", "selection"), BOTH)
@@ -213,7 +215,9 @@ def test_a_shallow_copy_serves_the_same_layer(name):
     selector = selector_of(name, weight, bias)
     twin = copy.copy(selector)
     assert twin.number != selector.number
-    assert_same_candidates(select(twin, hidden, some_labels()), select(selector, hidden, some_labels()))
+    assert_same_candidates(
+        select(twin, weight, bias, hidden, some_labels()), select(selector, weight, bias, hidden, some_labels())
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

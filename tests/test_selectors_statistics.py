@@ -42,7 +42,7 @@ def test_the_normaliser_for_given_labels(name):
     selector = selector_of(name, weight, bias)
     found, unweighted = [], []
     for draw in range(DRAWS):
-        chosen = select(selector, hidden, labels, draw)
+        chosen = select(selector, weight, bias, hidden, labels, draw)
         found.append((terms[:, chosen.ids] * chosen.log_weights.double().exp()).sum(1))
         unweighted.append(terms[:, chosen.ids].sum(1))
     assert_unbiased(torch.stack(found), terms.sum(1))
@@ -58,7 +58,7 @@ def test_the_normaliser_of_each_samples_own_candidates(name):
     selector = selector_of(name, weight, bias, selection="sample")
     found = []
     for draw in range(DRAWS):
-        chosen = select(selector, hidden, labels, draw)
+        chosen = select(selector, weight, bias, hidden, labels, draw)
         owners = torch.repeat_interleave(chosen.group_offsets.diff())
         values = terms[owners, chosen.ids] * chosen.log_weights.double().exp()
         found.append(torch.zeros(BATCH, dtype=torch.float64).index_add_(0, owners, values))
@@ -79,7 +79,7 @@ def test_the_normaliser_where_labels_are_chance(name):
     generator, found = torch.Generator().manual_seed(6), []
     for draw in range(4 * DRAWS if name == "in_batch" else DRAWS):  # it alone has no tail to steady it
         labels = torch.multinomial(frequency, BATCH, replacement=True, generator=generator)
-        chosen = select(selector, hidden, labels, draw)
+        chosen = select(selector, weight, bias, hidden, labels, draw)
         found.append((terms[:, chosen.ids] * chosen.log_weights.double().exp()).sum(1))
     assert_unbiased(torch.stack(found), terms.sum(1))
 
@@ -105,7 +105,9 @@ def test_the_log_uniform_tail_has_the_probabilities_that_it_says(counted):
     torch.testing.assert_close(state["inclusion"].double(), expected, rtol=1e-5, atol=0)
     none, seen, sizes = torch.zeros(0, dtype=torch.int64), torch.zeros(OUT), []
     for draw in range(DRAWS):
-        chosen = selector.select(hidden, none, torch.zeros(BATCH + 1, dtype=torch.int64), torch.tensor(draw))
+        chosen = selector.select(
+            hidden, weight, bias, none, torch.zeros(BATCH + 1, dtype=torch.int64), torch.tensor(draw)
+        )
         seen[chosen.ids] += 1
         sizes.append(float(len(chosen.ids)))
     error = (DRAWS * expected * (1 - expected)).sqrt()
@@ -149,7 +151,7 @@ def test_the_tail_of_log_uniform_stays_when_labels_change():
     selector = selector_of("log_uniform", weight, bias)
     tails = []
     for labels in (some_labels(seed=1), some_labels(seed=2)):
-        chosen = select(selector, hidden, labels, draw=4)
+        chosen = select(selector, weight, bias, hidden, labels, draw=4)
         tails.append(set(chosen.ids.tolist()) - set(labels.tolist()))
         assert set(chosen.ids[chosen.kinds == TAIL].tolist()) == tails[-1]
     both = set(some_labels(seed=1).tolist()) | set(some_labels(seed=2).tolist())

@@ -30,7 +30,7 @@ _REHASH_EVERY = (100, 200)
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
 
-_COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold")
+_COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold", "refine")
 
 
 def _require(name: str, value: object, holds: bool, requirement: str, error: type[Exception] = ValueError) -> None:
@@ -100,8 +100,12 @@ class LSHConfig:
             ``selection="sample"``. ``num_active >= out_features`` computes every neuron, exactly as nn.Linear.
         selection: ``"batch"`` shares one candidate set in the batch, ``"sample"`` is the paper's per-sample set.
         strategy: how table hits are ranked when there are too many: ``"vanilla"`` (tables in random order until full),
-            ``"topk"`` (by the number of tables hit), ``"threshold"`` (hit in at least ``threshold`` tables).
+            ``"topk"`` (by the number of tables hit, where the likeliest of P probes counts P times, the last one once),
+            ``"threshold"`` (hit in at least ``threshold`` tables).
         threshold: the m of ``strategy="threshold"``.
+        refine: table hits that are scored exactly for each one that there is room for; the best of them stay, by logit
+            or, where the batch shares its candidates, by share of the softmax. 1 leaves the choice to ``strategy``.
+            (Faiss has it as IndexRefine.)
         selector: where candidates beyond the labels come from: ``"lsh"`` (hash tables), ``"uniform"`` (a uniform tail:
             the control), ``"log_uniform"`` (a tail by ranks of label frequency), ``"midx"`` (a tail that follows the
             batch, by an inverted multi-index), ``"hubs"`` (the rows of largest norm), ``"in_batch"`` (nowhere: the
@@ -132,6 +136,7 @@ class LSHConfig:
     selection: str = "batch"
     strategy: str = "topk"
     threshold: int = 2
+    refine: int = 1
     selector: str = "lsh"
     norm_aware: bool = True
     num_hubs: int = 256

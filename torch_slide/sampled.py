@@ -212,11 +212,11 @@ def loss_forward(
             logits, offsets, terms.log_weights, terms.smoothing, *labels, bias=late_bias
         )
     if terms.observe is not None:
-        terms.observe(*_shares(logits, offsets, terms, gathered))
+        terms.observe(*shares_of(logits, offsets, terms, gathered))
     return loss, offsets, gathered, logits
 
 
-def _shares(grad_logits: Tensor, offsets: Tensor, terms: Terms, gathered: Gathered) -> tuple[Tensor, Tensor]:
+def shares_of(grad_logits: Tensor, offsets: Tensor, terms: Terms, gathered: Gathered) -> tuple[Tensor, Tensor]:
     """Candidates, each once, and their mean share in the softmax of a sample, those whose label it is left out.
 
     The gradient of a logit is the weighted share less what the target gives, which, but for labels, is the smoothing.

@@ -32,13 +32,15 @@ void Selector::take(int64_t id, Kind kind) {
 
 // A bucket that many queries probe is read once: its members get all those votes together. Buckets with most votes come
 // first (any order among equals), until most_members are read: the members of all others have a vote or two to add.
-void Selector::vote(const Group& group, const TablesQuery& tables, int64_t most_members, uint64_t seed) {
+// With `by_rank` the likeliest of a query's P probes has P votes, the last one has one; else every probe has one.
+void Selector::vote(const Group& group, const TablesQuery& tables, bool by_rank, int64_t most_members, uint64_t seed) {
   for (int64_t q = 0; q < group.num_queries; ++q)
     for (int64_t table = 0; table < tables.num_tables; ++table)
       for (int64_t probe = 0; probe < group.probes; ++probe) {
         const int32_t code = group.codes[(q * tables.num_tables + table) * group.probes + probe];
         const int64_t bucket = table * tables.num_buckets + code;
-        if (tally_[bucket]++ == 0) probed_.push_back({0, bucket});
+        if (tally_[bucket] == 0) probed_.push_back({0, bucket});
+        tally_[bucket] += by_rank ? static_cast<uint32_t>(group.probes - probe) : 1u;
       }
   const auto size_of = [&](int64_t bucket) { return std::min<int64_t>(tables.counts[bucket], tables.capacity); };
   int64_t left = most_members, members_probed = 0;
@@ -189,10 +191,10 @@ Counts Selector::select(const Group& group, const int64_t* hubs, int64_t num_hub
   touched_.clear();
   const bool by_votes = budget.strategy != Strategy::vanilla;
   if (by_votes && tables.num_tables > 0) {
-    // Whoever asks for all rows with enough votes wants every vote counted.
+    // Whoever asks for all rows with enough votes wants every vote counted, and each as one.
     const bool all = budget.strategy == Strategy::threshold;
     const int64_t wanted = std::max<int64_t>(budget.num_active - budget.min_uniform, 1);
-    vote(group, tables, all ? std::numeric_limits<int64_t>::max() : kMembersPerHit * wanted, seed);
+    vote(group, tables, !all, all ? std::numeric_limits<int64_t>::max() : kMembersPerHit * wanted, seed);
   }
 
   Counts counts;

@@ -73,7 +73,7 @@ class Selector {
     int64_t bucket;
   };
   void reserve(int64_t num_rows, int64_t num_buckets);
-  void vote(const Group& group, const TablesQuery& tables, int64_t most_members, uint64_t seed);
+  void vote(const Group& group, const TablesQuery& tables, bool by_rank, int64_t most_members, uint64_t seed);
   void collect_in_table_order(const Group& group, const TablesQuery& tables, int64_t wanted, uint64_t seed);
   // What makes a row a hit: more than `tied` votes, or so many and luck.
   struct Lottery {

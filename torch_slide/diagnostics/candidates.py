@@ -86,9 +86,9 @@ def coverage(
 def unforced(layer: SparseLSHLinear, hidden: Tensor, draws: int) -> list[Candidates]:
     """The candidates of the next draws, were there no labels."""
     no_labels, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(len(hidden) + 1, dtype=torch.int64)
-    observer = layer.selector.observer()
+    observer, weight, bias = layer.selector.observer(), layer.weight, layer.bias
     next_draw = observer.draw(hidden)
-    return [observer.select(hidden, no_labels, offsets, next_draw + ahead) for ahead in range(draws)]
+    return [observer.select(hidden, weight, bias, no_labels, offsets, next_draw + ahead) for ahead in range(draws)]
 
 
 def measure(

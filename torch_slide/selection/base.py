@@ -197,7 +197,7 @@ class Selector:
         self._check_budget(labels, label_offsets)
         if advance:
             self.advance(hidden, weight, bias, labels)
-        return self.select(hidden, labels, label_offsets, draw)
+        return self.select(hidden, weight, bias, labels, label_offsets, draw)
 
     def _check_budget(self, labels: Tensor, label_offsets: Tensor) -> None:
         most = self.config.max_active
@@ -304,23 +304,29 @@ class Selector:
             dirty.forget(parameters, consumer=self)
             raise
 
-    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
         """What this selector brings; the arguments are those of :meth:`select`."""
         return Sources.of(len(hidden))
 
     @torch.no_grad()
-    def select(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Candidates:
+    def select(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Candidates:
         """Candidates for a batch.
 
         Args:
             hidden: [B, in_features].
+            weight: [N, in_features], for those who score rows exactly.
+            bias: [N] or None.
             labels: int64 [number of labels], of sample b at ``label_offsets[b]:label_offsets[b + 1]``.
             label_offsets: int64 [B + 1].
             draw: from :meth:`draw`, taken when ``hidden`` was computed.
         """
         config = self.config
         shared = config.selection == "batch"
-        sources = self._sources(hidden, labels, label_offsets, draw)
+        sources = self._sources(hidden, weight, bias, labels, label_offsets, draw)
         ids, group_offsets, kinds, log_weights, positions = functional.select(
             labels,
             label_offsets[[0, -1]] if shared else label_offsets,

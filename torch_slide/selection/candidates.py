@@ -10,6 +10,9 @@ from torch import Tensor
 
 from torch_slide import functional
 
+# Of Candidates.kinds.
+LABEL, HUB, HIT, TAIL = range(4)
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -18,7 +21,7 @@ class Candidates:
     Attributes:
         ids: int64 [total] neuron numbers; ascending if shared by the batch.
         group_offsets: int64 [G + 1]; G is 1 if shared, else the batch size.
-        kinds: uint8 [total]: 0 label, 1 hub, 2 table hit, 3 tail.
+        kinds: uint8 [total]: LABEL, HUB, HIT (of a table) or TAIL.
         log_weights: float32 [total]: log of the number of neurons that a candidate stands for, in the losses of all
             samples but those whose label it is.
         label_positions: int64 [number of labels]: where each label lies within its group.
@@ -54,6 +57,18 @@ class Sources(NamedTuple):
     buckets: Tensor
     counts: Tensor
     tail: functional.Tail | None = None
+
+    @classmethod
+    def ranked(cls, rows: Tensor, counts: Tensor, batch: int) -> Sources:
+        """One table, with a bucket for all queries or for each, whose rows the strategy "vanilla" takes in their order.
+
+        Args:
+            rows: int64 [1 or B, width].
+            counts: how many of each, int64 [1 or B].
+            batch: B.
+        """
+        codes = torch.arange(len(rows), dtype=torch.int32).expand(batch).reshape(-1, 1, 1)
+        return cls.of(batch)._replace(codes=codes, buckets=rows.int().unsqueeze(0), counts=counts.int().unsqueeze(0))
 
     @classmethod
     def of(cls, batch: int, hubs: Tensor | None = None, tail: functional.Tail | None = None) -> Sources:

@@ -54,5 +54,7 @@ class HubsSelector(Selector):
         super().forget()
         self.state["shares"].zero_()
 
-    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
         return Sources.of(len(hidden), hubs=self.state["hubs"])

@@ -91,7 +91,9 @@ class LogUniformSelector(Selector):
         """What follows from the loaded order and number of draws."""
         self._follow(self._chances())
 
-    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
         state = self.state
         numbers = uniform_numbers(self.config.seed, draw, int(state["tail_draws"]))
         ranks = torch.exp(numbers * math.log(self.out_features + 1)).long().sub_(1).clamp_(max=self.out_features - 1)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from torch_slide.config import LSHConfig
+from torch_slide.config import STRATEGIES, LSHConfig
 from torch_slide.selection.base import DRAWS, Selector, register_selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.proposals import uniform_numbers
+from torch_slide.selection.refine import refined
 from torch_slide.selection.shares import heaviest, observe_
 from torch_slide.tables import HashTables, admit_
 
@@ -34,6 +35,8 @@ class LSHSelector(Selector):
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, config)
         super().__init__(in_features, out_features, config)
+        if config.refine > 1:
+            self.strategy = STRATEGIES.index("vanilla")  # the best come first
 
     def _empty_state(self) -> dict[str, Tensor]:
         # One dictionary for both: moving or loading the selector's tensors moves the tables'.
@@ -116,11 +119,20 @@ class LSHSelector(Selector):
         super().count_labels(labels)
         admit_(self.state["norms"], labels)
 
-    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
         state = self.state
         hubs = state["hubs"]
         hubs = hubs[(state["shares"][hubs] > 0) | self.tables.are_members(hubs)]
-        return Sources(hubs, self.tables.query(hidden), state["buckets"], state["counts"])
+        found = Sources(hubs, self.tables.query(hidden), state["buckets"], state["counts"])
+        if self.config.refine == 1 or len(hidden) == 0:
+            return found
+        # Hubs and labels among the best leave their places to others.
+        wanted = self.num_active - self.min_uniform
+        labels_of_one = len(labels) if self.config.selection == "batch" else int(label_offsets.diff().max())
+        pool, spare = self.config.refine * wanted, wanted + len(hubs) + labels_of_one
+        return refined(found, hidden.detach(), weight, bias, draw, self.config, pool, spare)
 
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""

@@ -144,7 +144,9 @@ class MultiIndexSelector(Selector):
         total = float(ends[-1])  # less than 1 where the likely cells of a sample are all empty
         return chances.flatten().div_(total), ends.div_(total)
 
-    def _sources(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor, draw: Tensor) -> Sources:
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
         state = self.state
         chances, ends = self.proposal(hidden)
         num_draws = draws_for(self.num_active, chances, state["sizes"].flatten())
