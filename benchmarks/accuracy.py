@@ -1,6 +1,6 @@
 """Test accuracy after every epoch, or part of one, of one run: a method, a learning rate, a seed.
 
-    python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3 --out benchmarks/results/accuracy
+    python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3
 
 The result is one JSON file per run. After every measurement a checkpoint (model, optimisers and the results so far, in
 one file that is replaced at once) is written beside it; a run that was cut short goes on from there, to the same bits,
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 import torch_slide as ts
 from torch_slide import data
+from torch_slide.config import SELECTIONS
 from torch_slide.selection import SELECTORS
 from torch_slide.targets import row_of
 from torch_slide.train import metrics
@@ -42,6 +43,7 @@ LATER_OPTIONS = {
     "bf16": False,
     "rowwise": False,
     "row_momentum": True,
+    "selection": "batch",
 }
 
 
@@ -75,9 +77,8 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
-    changes = {"num_active": arguments.num_active} if arguments.num_active else {}
-    config = common.lsh_config(method, hidden, outputs, arguments.seed).replace(
-        correction=not arguments.no_correction, logq=not arguments.no_logq, **changes
+    config = common.lsh_config(method, hidden, outputs, arguments.seed, arguments.num_active).replace(
+        correction=not arguments.no_correction, logq=not arguments.no_logq, selection=arguments.selection
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
 
@@ -86,6 +87,10 @@ def run_name(arguments: argparse.Namespace) -> str:
     parts = [arguments.problem, arguments.method]
     if arguments.method != "dense":
         parts.append(f"a{arguments.num_active or 'auto'}")
+    if arguments.selection == "sample":
+        parts.append("sample")
+    if arguments.batch_size != 512:
+        parts.append(f"b{arguments.batch_size}")
     if arguments.max_tokens != common.MAX_TOKENS:
         parts.append(f"t{arguments.max_tokens}")
     if arguments.relu:
@@ -219,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--relu", action="store_true", help="a ReLU in front of the output layer")
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
+    options.add_argument("--selection", choices=SELECTIONS, default="batch", help="whose candidates they are")
     options.add_argument("--no-correction", action="store_true")
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
@@ -229,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
         help="beta1 of Adam for rows too; by default in dense runs, whose rows all have gradients",
     )
     options.add_argument("--device", default="cpu", help="of a dense run: cpu or cuda")
-    options.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy"))
+    options.add_argument("--out", type=Path, default=Path("benchmarks/accuracy/results"))
     return options
 
 

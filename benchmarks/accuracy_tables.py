@@ -37,6 +37,16 @@ def label_of(arguments: dict[str, str]) -> str:
     return arguments["method"] + relu + active + uncorrected + logq + low + rowwise + momentum
 
 
+def of_default_size(runs: list[Run]) -> list[Run]:
+    """Those of the batch and the budget that the README speaks of."""
+
+    def is_default(arguments: dict[str, str]) -> bool:
+        size = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
+        return size == ("None", "512", "batch")
+
+    return [run for run in runs if is_default(run["arguments"])]
+
+
 def whole_epochs(run: Run) -> list[dict[str, Any]]:
     """The measurements at the ends of epochs, of a run that may have been measured within them too."""
     return [measured for measured in run["epochs"] if measured["epoch"] == int(measured["epoch"])]

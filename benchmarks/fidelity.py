@@ -63,8 +63,8 @@ def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[
     head = run.model.head
     for num_active in arguments.budgets:
         for method in arguments.methods:
-            config = common.lsh_config(method, head.in_features, head.out_features, arguments.seed)
-            layer = observed(head, config.replace(num_active=num_active))
+            config = common.lsh_config(method, head.in_features, head.out_features, arguments.seed, num_active)
+            layer = observed(head, config)
             started = time.perf_counter()
             found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
             show(method, num_active, found)

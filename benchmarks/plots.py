@@ -92,7 +92,8 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = options.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    accuracies = load(arguments.results, "accuracy/*.json") + load(arguments.results, "time-to-accuracy/*.json")
+    accuracies = accuracy_tables.of_default_size(load(arguments.results.parent / "accuracy" / "results", "*.json"))
+    accuracies += load(arguments.results, "time-to-accuracy/*.json")
     pictures = {
         "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
         "accuracy_over_time.png": accuracy_over_time(accuracies),

@@ -218,7 +218,7 @@ def replace_all(text: str, tables: dict[str, str]) -> str:
 
 def rewritten(text: str, results: Path) -> str:
     """README.md with its tables."""
-    accuracies = load(results, "accuracy/*.json")
+    accuracies = accuracy_tables.of_default_size(load(results.parent / "accuracy" / "results", "*.json"))
     longer = load(results, "time-to-accuracy/*.json")
     tables = {
         "speed": speed(load(results, "step-*.json")),

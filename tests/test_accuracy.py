@@ -128,7 +128,7 @@ def test_results_older_than_an_option_are_recognised(accuracy, folder, capsys):
 
 
 def test_committed_results_are_recognised(accuracy, capsys):
-    out = BENCHMARKS / "results" / "accuracy"
+    out = BENCHMARKS / "accuracy" / "results"
     shared = ["--out", str(out), "--problem", "web-links", "--epochs", "5", "--decay", "4", "--threads", "1"]
     accuracy.main([*shared, "--method", "dense", "--lr", "4e-3"])
     accuracy.main([*shared, "--method", "kmeans", "--lr", "3e-3"])
@@ -142,7 +142,7 @@ def test_max_tokens_of_a_text_and_too_many_evaluations(accuracy, folder):
         accuracy.main([*arguments, "--evals-per-epoch", "3"])
     accuracy.main(arguments)
     path = result_of(folder / "out")
-    assert path.stem.startswith("words-dense-t64-")
+    assert path.stem.startswith("words-dense-b32-t64-")
     assert json.loads(path.read_text())["arguments"]["max_tokens"] == "64"
 
 

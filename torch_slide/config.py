@@ -15,9 +15,9 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto: candidates beyond the labels, of which some are hubs and some the uniform tail (benchmarks/README.md
-# has the accuracy), probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE, _DEFAULT_HUBS, _DEFAULT_UNIFORM = 1024, 64, 0.375
+# LSHConfig.auto: candidates beyond the labels, the shares of hubs and of the uniform tail among them
+# (benchmarks/README.md has the figures), probes of a query, and room in a bucket over its mean occupancy.
+_DEFAULT_ACTIVE, _DEFAULT_HUBS, _DEFAULT_UNIFORM = 1024, 0.3125, 0.375
 _PROBES = 4
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
@@ -108,11 +108,12 @@ class LSHConfig:
             (Faiss has it as IndexRefine.)
         selector: where candidates beyond the labels come from: ``"lsh"`` (hash tables), ``"uniform"`` (a uniform tail:
             the control), ``"log_uniform"`` (a tail by ranks of label frequency), ``"midx"`` (a tail that follows the
-            batch, by an inverted multi-index), ``"hubs"`` (the rows of largest norm), ``"in_batch"`` (nowhere: the
-            labels alone) or ``"exact"`` (the oracle, at the cost of nn.Linear). torch_slide.selection has a class for
-            each, and what others register.
+            batch, by an inverted multi-index), ``"hubs"`` (the rows that held most of the softmax so far),
+            ``"in_batch"`` (nowhere: the labels alone) or ``"exact"`` (the oracle, at the cost of nn.Linear).
+            torch_slide.selection has a class for each, and what others register.
         norm_aware: hash [row, bias] after the MIPS transform, so that norm and bias count.
-        num_hubs: rows of largest norm that are always candidates; part of ``num_active``.
+        num_hubs: rows that are always candidates, part of ``num_active``: those that held most of the softmax in the
+            steps so far, or, before there were any, those of largest norm.
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
         correction: weight the tail so that the normaliser is estimated without bias.
         logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
@@ -199,7 +200,13 @@ class LSHConfig:
 
     @classmethod
     def auto(
-        cls, in_features: int, out_features: int, memory_limit: int | None = None, *, family: str = "kmeans"
+        cls,
+        in_features: int,
+        out_features: int,
+        memory_limit: int | None = None,
+        *,
+        family: str = "kmeans",
+        num_active: int | None = None,
     ) -> LSHConfig:
         """A configuration for a layer of this size.
 
@@ -209,25 +216,26 @@ class LSHConfig:
             memory_limit: bytes that tables and hash parameters may take; None for a quarter of float32 weights, or
                 what two narrow tables need if that is more.
             family: the hash family; the others trade retrieval for a rehash that needs no training.
+            num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
 
         Raises:
             ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
         """
-        for name, size in (("in_features", in_features), ("out_features", out_features)):
+        num_active = min(max(1, out_features), _DEFAULT_ACTIVE) if num_active is None else num_active
+        for name, size in (("in_features", in_features), ("out_features", out_features), ("num_active", num_active)):
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
-        num_active = min(out_features, _DEFAULT_ACTIVE)
         for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES]:
             config = cls(
                 family=family,
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
-                num_hubs=_DEFAULT_HUBS,
+                num_hubs=round(_DEFAULT_HUBS * num_active),
                 uniform_fraction=_DEFAULT_UNIFORM,
                 logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
@@ -274,7 +282,7 @@ class LSHConfig:
     def _explain_sources(self) -> str:
         weighted = " (weighted)" if self.correction else ""
         return (
-            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of largest norm), at least "
+            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of most softmax), at least "
             f"{self.min_uniform} uniform{weighted}, the rest {self.selector} hits"
         )
 
