@@ -1,8 +1,8 @@
-"""What watches a layer while it trains."""
+"""What watches or steers a layer while it trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch_slide.diagnostics.checks import check_layer, measurable
 from torch_slide.diagnostics.drift import code_drift, tables_of
 from torch_slide.linear import SparseLSHLinear
 from torch_slide.selection import in_backward
+from torch_slide.selection.base import DRAWS
 
 Record = dict[str, float]
 
@@ -103,3 +104,53 @@ class FidelityMonitor:
         self.history.append(record)
         if self.on_measure is not None:
             self.on_measure(record)
+
+
+class ConfigSchedule:
+    """Changes settings of a layer at given steps of an unchanged training loop.
+
+    Steps are those that the layer has made, which are part of its checkpoint: a resumed run goes on in the right stage.
+    Each stage holds until the next one, and says only what it changes. ``layer.loss(...)`` runs no hooks, and nothing
+    changes there.
+
+    Args:
+        layer: of role "output".
+        stages: from the number of steps made to fields that :meth:`SparseLSHLinear.update_config` takes.
+
+    Raises:
+        TypeError: if ``layer`` is not a SparseLSHLinear.
+        ValueError: for a step below 0, or for what ``update_config`` or ``LSHConfig`` do not take.
+
+    Example::
+
+        # A uniform tail first, hits later; the correction comes in; the budget grows.
+        ts.callbacks.ConfigSchedule(model.head, {
+            0: {"uniform_fraction": 1.0, "correction": 0.5},
+            1000: {"uniform_fraction": 0.375, "correction": True},
+            5000: {"num_active": 2048},
+        })
+    """
+
+    def __init__(self, layer: SparseLSHLinear, stages: Mapping[int, Mapping[str, Any]]) -> None:
+        check_layer("ConfigSchedule", layer, ())
+        if wrong := [step for step in stages if step < 0]:
+            raise ValueError(f"ConfigSchedule: expected steps of at least 0, got {wrong[0]}")
+        for changes in stages.values():
+            layer.check_config(**changes)
+        self.layer, self.stages = layer, dict(sorted(stages.items()))
+        self._reached = -1
+        self._hook = layer.register_forward_pre_hook(self._before_forward)
+
+    def remove(self) -> None:
+        """Stops steering; the settings stay as they are."""
+        self._hook.remove()
+
+    @torch.compiler.disable
+    def _before_forward(self, layer: SparseLSHLinear, inputs: tuple[Any, ...]) -> None:
+        if in_backward() or not (layer.training and torch.is_grad_enabled()):
+            return
+        made = int(layer.selector.state["clock"][DRAWS])
+        for step, changes in self.stages.items():
+            if self._reached < step <= made:
+                layer.update_config(**changes)
+                self._reached = step

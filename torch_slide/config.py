@@ -29,7 +29,10 @@ _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
-
+# What may change while a layer trains: no tensor depends on it.
+ADJUSTABLE: Final = (
+    "num_active", "uniform_fraction", "strategy", "threshold", "refine", "probes", "correction", "max_active", "rehash",
+)  # fmt: skip
 _COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_active", "threshold", "refine")
 
 
@@ -115,7 +118,8 @@ class LSHConfig:
         num_hubs: rows that are always candidates, part of ``num_active``: those that held most of the softmax in the
             steps so far, or, before there were any, those of largest norm.
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
-        correction: weight the tail so that the normaliser is estimated without bias.
+        correction: weight the tail so that the normaliser is estimated without bias. A number between 0 (False) and 1
+            (True) blends: the logarithms of the weights are multiplied by it.
         logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
             candidate of nearly every batch, a rare one only where it is somebody's label, and there it stands for the
             batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling"; the name is that of the
@@ -142,7 +146,7 @@ class LSHConfig:
     norm_aware: bool = True
     num_hubs: int = 256
     uniform_fraction: float = 0.25
-    correction: bool = True
+    correction: bool | float = True
     logq: bool = False
     max_active: int | None = None
     rehash: RehashSchedule = field(default_factory=RehashSchedule)
@@ -171,6 +175,7 @@ class LSHConfig:
         if self.strategy == "threshold":
             _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
+        _require("correction", self.correction, 0 <= self.correction <= 1, "a bool or between 0 and 1")
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
         _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_slide import compiled, logit_ops, losses  # noqa: F401 (logit_ops registers itself)
 from torch_slide.activations import Active, SparseActivations
-from torch_slide.config import LSHConfig
+from torch_slide.config import ADJUSTABLE, LSHConfig
 from torch_slide.logits import Source, SparseLogits
 from torch_slide.sampled import Product, sampled_activations
 from torch_slide.selection import make_selector, misfits
@@ -229,6 +229,29 @@ class SparseLSHLinear(nn.Linear):
         return losses.source_cross_entropy(
             self._source(input), target, weight, ignore_index, reduction, label_smoothing
         )
+
+    def update_config(self, **changes: Any) -> None:
+        """Goes on with other settings, from the next step: a larger budget, more probes, the correction switched in.
+
+        Not part of a checkpoint: a layer that is to resume is given them again.
+        :class:`torch_slide.callbacks.ConfigSchedule` does so, by the steps that the layer has made.
+
+        Args:
+            **changes: fields of :class:`LSHConfig`: ``num_active``, ``uniform_fraction``, ``strategy``, ``threshold``,
+                ``refine``, ``probes``, ``correction``, ``max_active`` or ``rehash``. All others are in the tables.
+
+        Raises:
+            ValueError: for another field, or a value that the configuration does not allow; nothing is changed then.
+        """
+        lsh = self.check_config(**changes)
+        self.selector.reconfigure(lsh)
+        self.lsh = lsh
+
+    def check_config(self, **changes: Any) -> LSHConfig:
+        """The configuration that :meth:`update_config` would go on with; raises as that does."""
+        if fixed := sorted(changes.keys() - set(ADJUSTABLE)):
+            raise ValueError(f"update_config: expected changes of {ADJUSTABLE}, got {fixed}")
+        return self.lsh.replace(**changes)
 
     def rehash(self) -> None:
         """Brings the tables up to date with the weights now, outside of the schedule."""

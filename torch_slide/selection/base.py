@@ -92,12 +92,20 @@ class Selector:
                 f"LSHConfig: expected selection to be one of {self.selections} with selector {self.name!r}, got "
                 f"{config.selection!r}"
             )
-        self.in_features, self.out_features, self.config = in_features, out_features, config
-        self.num_active, self.min_uniform = config.num_active, config.min_uniform
-        self.strategy = STRATEGIES.index(config.strategy)
+        self.in_features, self.out_features = in_features, out_features
+        self._adopt(config)
         self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state()
+
+    def _adopt(self, config: LSHConfig) -> None:
+        self.config = config
+        self.num_active, self.min_uniform = config.num_active, config.min_uniform
+        self.strategy = STRATEGIES.index(config.strategy)
+
+    def reconfigure(self, config: LSHConfig) -> None:
+        """Goes on with another configuration, which differs in ``ADJUSTABLE`` fields alone."""
+        self._adopt(config)
 
     def _empty_state(self) -> dict[str, Tensor]:
         state = {
@@ -345,9 +353,11 @@ class Selector:
             strategy=self.strategy,
             threshold=config.threshold,
             sorted=shared,
-            correction=config.correction,
+            correction=config.correction > 0,
             seed=config.seed,
         )
+        if config.correction < 1:
+            log_weights.mul_(float(config.correction))
         return Candidates(ids, group_offsets, kinds, log_weights, positions, shared)
 
     def stats(self) -> dict[str, float]:

@@ -27,8 +27,8 @@ class ExactSelector(Selector):
     "Deep networks with large output spaces", and SLIDE approximate by hashing).
     """
 
-    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
-        super().__init__(in_features, out_features, config)
+    def _adopt(self, config: LSHConfig) -> None:
+        super()._adopt(config)
         self.strategy = STRATEGIES.index("vanilla")  # the best come first in their buckets
 
     def _sources(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from torch_slide.config import LSHConfig
 from torch_slide.selection.base import Selector, register_selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.shares import heaviest, observe_
@@ -31,14 +32,26 @@ class HubsSelector(Selector):
             **super()._empty_state(),
             "norms": torch.zeros(rows),
             "shares": torch.zeros(rows),
-            "hubs": torch.arange(min(self.num_active - self.min_uniform, rows)),
+            "hubs": torch.arange(self._num_hubs),
         }
 
-    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+    @property
+    def _num_hubs(self) -> int:
+        return min(self.num_active - self.min_uniform, self.out_features)
+
+    def reconfigure(self, config: LSHConfig) -> None:
+        """As the base class, with as many hubs as there is room for."""
+        super().reconfigure(config)
+        self._choose_hubs()
+
+    def _choose_hubs(self) -> None:
         state = self.state
+        state["hubs"] = heaviest(state["shares"], lambda: state["norms"], self._num_hubs)
+
+    def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         with self._changed_rows(weight, bias) as changed:
-            measure_(state["norms"], weight, bias, None if rehashes == 0 else changed)
-            state["hubs"].copy_(heaviest(state["shares"], lambda: state["norms"], len(state["hubs"])))
+            measure_(self.state["norms"], weight, bias, None if rehashes == 0 else changed)
+            self._choose_hubs()
 
     @property
     def observes(self) -> bool:

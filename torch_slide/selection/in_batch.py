@@ -21,6 +21,6 @@ class InBatchSelector(Selector):
     selections = ("batch",)
     needs_labels = True
 
-    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
-        super().__init__(in_features, out_features, config)
+    def _adopt(self, config: LSHConfig) -> None:
+        super()._adopt(config)
         self.num_active = self.min_uniform = 0

@@ -39,6 +39,11 @@ class LogUniformSelector(Selector):
         super().__init__(in_features, out_features, config)
         self._plan()
 
+    def reconfigure(self, config: LSHConfig) -> None:
+        """As the base class, with as many draws as the budget asks for."""
+        super().reconfigure(config)
+        self._plan()
+
     def _empty_state(self) -> dict[str, Tensor]:
         rows = self.out_features
         return {

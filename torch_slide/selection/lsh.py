@@ -35,6 +35,10 @@ class LSHSelector(Selector):
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, config)
         super().__init__(in_features, out_features, config)
+
+    def _adopt(self, config: LSHConfig) -> None:
+        super()._adopt(config)
+        self.tables.config = config
         if config.refine > 1:
             self.strategy = STRATEGIES.index("vanilla")  # the best come first
 

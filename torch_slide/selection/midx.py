@@ -56,9 +56,12 @@ class MultiIndexSelector(Selector):
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.num_codewords = min(_MOST_CODEWORDS, 2 ** round(math.log2(max(1.0, out_features / _ROWS_PER_CELL)) / 2))
         self.middle = (in_features + 1) // 2
-        self.uniform_share = max(config.uniform_fraction, _LEAST_UNIFORM)
         super().__init__(in_features, out_features, config)
         self._group()
+
+    def _adopt(self, config: LSHConfig) -> None:
+        super()._adopt(config)
+        self.uniform_share = max(config.uniform_fraction, _LEAST_UNIFORM)
 
     def _empty_state(self) -> dict[str, Tensor]:
         codewords, rows = self.num_codewords, self.out_features
