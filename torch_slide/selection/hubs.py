@@ -42,11 +42,12 @@ class HubsSelector(Selector):
     def reconfigure(self, config: LSHConfig) -> None:
         """As the base class, with as many hubs as there is room for."""
         super().reconfigure(config)
+        self.state["hubs"] = torch.zeros(self._num_hubs, dtype=torch.int64)
         self._choose_hubs()
 
     def _choose_hubs(self) -> None:
         state = self.state
-        state["hubs"] = heaviest(state["shares"], lambda: state["norms"], self._num_hubs)
+        state["hubs"].copy_(heaviest(state["shares"], lambda: state["norms"], self._num_hubs))
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         with self._changed_rows(weight, bias) as changed:
