@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -22,18 +23,31 @@ import torch
 import torch_slide as ts
 from torch_slide import data
 from torch_slide.diagnostics import Fidelity
-from torch_slide.selection import Selector
+from torch_slide.selection import LearnedSelector, Selector
 from torch_slide.selection.base import DRAWS
 
 
-def observed(trained: ts.SparseLSHLinear, config: ts.LSHConfig) -> ts.SparseLSHLinear:
+def observed(run: accuracy.Run, config: ts.LSHConfig) -> ts.SparseLSHLinear:
     """A layer over the very weights of the trained one, with another selector that has met the same labels."""
+    trained = run.model.head
     layer = ts.SparseLSHLinear.from_linear(trained, lsh=config, sparse_grad=True)
     layer.selector.begin(layer.weight, layer.bias)
     layer.rehash()
     tell(layer.selector, trained.selector)
+    if isinstance(layer.selector, LearnedSelector):
+        show_pairs(layer.selector, run)
     layer.rehash()
     return layer
+
+
+def show_pairs(selector: LearnedSelector, run: accuracy.Run) -> None:
+    """Hidden vectors with their labels, of some training batches."""
+    for batch in itertools.islice(data.batches(run.problem.train, 512, run.problem.train_rows), 128):
+        with torch.no_grad():
+            hidden = run.model.hidden(batch)
+        labels = getattr(batch, "label_ids", None)
+        lists = (batch.targets, torch.arange(len(hidden) + 1)) if labels is None else (labels, batch.label_offsets)
+        selector.remember(hidden, *lists)
 
 
 def tell(selector: Selector, trained: Selector) -> None:
@@ -64,7 +78,7 @@ def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[
     for num_active in arguments.budgets:
         for method in arguments.methods:
             config = common.lsh_config(method, head.in_features, head.out_features, arguments.seed, num_active)
-            layer = observed(head, config)
+            layer = observed(run, config)
             started = time.perf_counter()
             found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
             show(method, num_active, found)

@@ -53,7 +53,7 @@ OPTIONS: dict[str, Callable[[Config], Config]] = {
     "the same, by votes": slide,
     "the same, norm-aware": lambda c: slide(c).replace(norm_aware=True),
     "the same, 16 tables, 8 probes": lambda c: slide(c).replace(norm_aware=True, num_tables=16, probes=8),
-    "the same, and 64 hubs": lambda c: slide(c).replace(norm_aware=True, num_tables=16, probes=8, num_hubs=64),
+    "the same 16 tables and 64 hubs": lambda c: slide(c).replace(norm_aware=True, num_tables=16, probes=8, num_hubs=64),
     "kmeans, 1 table of 256, 4 probes": lambda c: centroids(c, 1, 8, 4),
     "kmeans, 2 tables of 256, 4 probes": lambda c: centroids(c, 2, 8, 4),
     "kmeans, 2 tables of 256, 16 probes": lambda c: centroids(c, 2, 8, 16),
@@ -61,7 +61,10 @@ OPTIONS: dict[str, Callable[[Config], Config]] = {
     "kmeans, 1 table of 1024, 32 probes": lambda c: centroids(c, 1, 10, 32),
     "kmeans, 2 tables of 1024, 16 probes": lambda c: centroids(c, 2, 10, 16),
     "kmeans, 1 table of 4096, 64 probes": lambda c: centroids(c, 1, 12, 64),
-    "kmeans, 2 tables of 1024, 16 probes, 64 hubs": lambda c: centroids(c, 2, 10, 16).replace(num_hubs=64),
+    "kmeans, 2 tables of 256, 32 probes": lambda c: centroids(c, 2, 8, 32),
+    "the same, and 64 hubs": lambda c: centroids(c, 2, 8, 32).replace(num_hubs=64),
+    "the same, centroids learned from labels": lambda c: centroids(c, 2, 8, 32).replace(selector="learned"),
+    "kmeans, 2 tables of 256, 32 probes, best of 4 by exact scores": lambda c: centroids(c, 2, 8, 32).replace(refine=4),
 }
 
 
@@ -75,8 +78,7 @@ def queries(run: accuracy.Run, count: int) -> torch.Tensor:
 
 def looked(run: accuracy.Run, hidden: torch.Tensor, config: Config, rounds: int) -> dict[str, Any]:
     """The coverage of one option, and its times."""
-    trained = run.model.head
-    layer = fidelity.observed(trained, config)
+    layer = fidelity.observed(run, config)
     found = ts.diagnostics.coverage(layer, hidden)
     selector, no_labels = layer.selector, torch.zeros(0, dtype=torch.int64)
     offsets, draw = torch.zeros(len(hidden) + 1, dtype=torch.int64), torch.tensor(0)
@@ -84,8 +86,8 @@ def looked(run: accuracy.Run, hidden: torch.Tensor, config: Config, rounds: int)
         common.seconds_per_step(lambda: selector.select(hidden, layer.weight, layer.bias, no_labels, offsets, draw), 1)
         for _ in range(rounds)
     ]
-    selector.forget()
-    fidelity.tell(selector, trained.selector)
+    selector.begin(layer.weight, layer.bias)
+    fidelity.tell(selector, run.model.head.selector)
     started = time.perf_counter()
     layer.rehash()
     return {

@@ -76,7 +76,10 @@ class KMeans(HashFamily):
         """
         if len(rows) == 0:
             raise ValueError("KMeans: expected rows to be at least one, got none")
-        tables = [self._train(rows, seed, table) for table in range(self.num_tables)]
+        return self.arranged([self._train(rows, seed, table) for table in range(self.num_tables)])
+
+    def arranged(self, tables: list[Tensor]) -> dict[str, Tensor]:
+        """Parameters from the centroids of each table, float32 [2**K, in_features] of length 1."""
         if not self.has_groups:
             return {"centroids": torch.cat(tables, dim=0).T.contiguous()}
         tables = [centroids[_grouped(centroids)] for centroids in tables]

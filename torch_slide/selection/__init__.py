@@ -16,6 +16,7 @@ from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.selection.exact import ExactSelector
 from torch_slide.selection.hubs import HubsSelector
 from torch_slide.selection.in_batch import InBatchSelector
+from torch_slide.selection.learned import LearnedSelector
 from torch_slide.selection.log_uniform import LogUniformSelector
 from torch_slide.selection.lsh import LSHSelector
 from torch_slide.selection.midx import MultiIndexSelector
@@ -28,6 +29,7 @@ __all__ = [
     "HubsSelector",
     "InBatchSelector",
     "LSHSelector",
+    "LearnedSelector",
     "LogUniformSelector",
     "MultiIndexSelector",
     "Selector",

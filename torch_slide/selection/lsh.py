@@ -69,9 +69,12 @@ class LSHSelector(Selector):
             self.state["hubs"].copy_(heaviest(self.state["shares"], self.state["norms"].abs, len(self.state["hubs"])))
         due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
         if due or self.tables.outgrown():
-            self.tables.redraw(weight, bias, seed=self.config.seed + rehashes)
+            self._redraw(weight, bias, seed=self.config.seed + rehashes)
             changed = None
         self.tables.insert(weight, bias, changed)
+
+    def _redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
+        self.tables.redraw(weight, bias, seed)
 
     def drift(self, weight: Tensor, bias: Tensor | None) -> float:
         """Share of the entries of some members in the tables that are out of date; those not yet entered all are."""

@@ -1,0 +1,148 @@
+"""The runs of accuracy.py that say which selector wins where; report.py makes tables and plots of them.
+
+    python benchmarks/accuracy/study.py                      # what there is to run, and how much of it is done
+    python benchmarks/accuracy/study.py --part selectors --run
+    python benchmarks/accuracy/study.py --run --worker 0 --workers 2 &  # two at a time, a processor core each
+    python benchmarks/accuracy/study.py --run --worker 1 --workers 2
+
+A run that is complete is left alone, one that was cut short goes on, so the study may be stopped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+RESULTS = Path(__file__).resolve().parent / "results"
+SEEDS = (0, 1, 2)
+SELECTORS = ("uniform", "kmeans", "simhash", "hubs", "in_batch", "log_uniform", "midx")
+CONTROLLED = ("uniform", "kmeans")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a problem is trained: epochs, over how many of the last the rate falls, the rate, also of a dense layer."""
+
+    epochs: int
+    decay: int
+    lr: float
+    dense_lr: float
+    outputs: int
+    evals_per_epoch: int = 1
+
+
+SETTINGS = {
+    "citeulike-tags": Setting(10, 5, 2e-3, 2e-3, 52_946),
+    "diginetica": Setting(2, 1, 2e-3, 2e-3, 43_098),
+    "web-links": Setting(5, 4, 3e-3, 4e-3, 325_729),
+    "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981),
+    "wiki-text": Setting(1, 1, 2e-3, 2e-3, 225_045, evals_per_epoch=4),
+}
+SAMPLED = ("citeulike-tags", "diginetica", "web-links")
+
+Case = dict[str, Any]
+
+
+def case(problem: str, method: str, seed: int = 0, **options: Any) -> Case:
+    """Options of accuracy.py by name."""
+    setting = SETTINGS[problem]
+    chosen: Case = {"problem": problem, "method": method, "epochs": setting.epochs, "decay": setting.decay}
+    if setting.evals_per_epoch > 1:
+        chosen["evals_per_epoch"] = setting.evals_per_epoch
+    return {**chosen, "lr": setting.dense_lr if method == "dense" else setting.lr, "seed": seed, **options}
+
+
+def selectors() -> Iterator[Case]:
+    """All selectors with the budget and the batch of LSHConfig.auto and of the README."""
+    for seed, method, problem in itertools.product(SEEDS, SELECTORS, SETTINGS):
+        yield case(problem, method, seed)
+
+
+def against_dense() -> Iterator[Case]:
+    """4,096 candidates or 1 % of the outputs."""
+    for seed, problem in itertools.product(SEEDS, SETTINGS):
+        yield case(problem, "kmeans", seed, num_active=max(4096, SETTINGS[problem].outputs // 100))
+
+
+def samples() -> Iterator[Case]:
+    """Candidates of each sample's own, as in SLIDE."""
+    for seed, method, problem in itertools.product(SEEDS, ("uniform", "kmeans", "simhash", "hubs"), SAMPLED):
+        yield case(problem, method, seed, selection="sample", num_active=512)
+    yield case("citeulike-tags", "exact", selection="sample", num_active=512)
+
+
+def rates() -> Iterator[Case]:
+    """Half and twice the learning rate, with equal effort for the default and its control."""
+    for problem, method, factor in itertools.product(SETTINGS, CONTROLLED, (0.5, 2.0)):
+        yield case(problem, method, lr=SETTINGS[problem].lr * factor)
+
+
+def budgets() -> Iterator[Case]:
+    """Candidates beyond the labels, from 512 to 8,192."""
+    for num_active, problem, method in itertools.product((512, 2048, 8192), SETTINGS, CONTROLLED):
+        yield case(problem, method, num_active=num_active)
+
+
+def batches() -> Iterator[Case]:
+    """Batches from 64 to 2,048, the rate as it is: a row gets as many updates an epoch in small batches as in large."""
+    for batch_size, problem, method in itertools.product((64, 128, 256, 1024, 2048), SETTINGS, CONTROLLED):
+        yield case(problem, method, batch_size=batch_size)
+
+
+def dense() -> Iterator[Case]:
+    """nn.Linear under Adam, with momentum and, as the rows of sparse layers have none, without."""
+    for problem, momentum in itertools.product(SETTINGS, ("--row-momentum", "--no-row-momentum")):
+        yield case(problem, "dense", **{momentum: None})
+
+
+PARTS = {part.__name__: part for part in (selectors, against_dense, samples, rates, budgets, batches, dense)}
+
+
+def command(case: Case) -> list[str]:
+    """The arguments of accuracy.py."""
+    words = []
+    for name, value in case.items():
+        words += (
+            [name] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}" if name == "lr" else str(value)]
+        )
+    return words
+
+
+def cases(parts: list[str], problems: list[str]) -> list[Case]:
+    """Those of the parts, in their order, each once."""
+    found: list[Case] = []
+    for part in parts:
+        found += [case for case in PARTS[part]() if case["problem"] in problems and case not in found]
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--part", nargs="+", choices=PARTS, default=[part for part in PARTS if part != "dense"])
+    options.add_argument("--problem", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    options.add_argument("--run", action="store_true", help="run them; otherwise they are listed")
+    options.add_argument("--worker", type=int, default=0, help="which of the workers this is")
+    options.add_argument("--workers", type=int, default=1, help="who share the runs, every so manieth each")
+    options.add_argument("--out", type=Path, default=RESULTS)
+    arguments = options.parse_args(argv)
+    own = cases(arguments.part, arguments.problem)[arguments.worker :: arguments.workers]
+    failed = 0
+    for number, one in enumerate(own, 1):
+        words = [*command(one), "--threads", "1", "--out", str(arguments.out)]
+        print(f"{number}/{len(own)}: accuracy.py {' '.join(words)}", flush=True)
+        if arguments.run:
+            failed += (
+                subprocess.run([sys.executable, str(BENCHMARKS / "accuracy.py"), *words], check=False).returncode != 0
+            )
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
