@@ -77,8 +77,9 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
-    config = common.lsh_config(method, hidden, outputs, arguments.seed, arguments.num_active).replace(
-        correction=not arguments.no_correction, logq=not arguments.no_logq, selection=arguments.selection
+    size = (arguments.seed, arguments.num_active, arguments.selection)
+    config = common.lsh_config(method, hidden, outputs, *size).replace(
+        correction=not arguments.no_correction, logq=not arguments.no_logq
     )
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
 

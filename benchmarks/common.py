@@ -64,11 +64,14 @@ def planted_problem(outputs: int, points: int, test_points: int = 0, seed: int =
     return problems.xc_problem(train, test)
 
 
-def lsh_config(method: str, hidden: int, outputs: int, seed: int, num_active: int | None = None) -> ts.LSHConfig:
+def lsh_config(
+    method: str, hidden: int, outputs: int, seed: int, num_active: int | None = None, selection: str = "batch"
+) -> ts.LSHConfig:
     """What LSHConfig.auto says, for a hash family or for another selector than tables."""
-    if method in FAMILIES:
-        return ts.LSHConfig.auto(hidden, outputs, family=method, num_active=num_active).replace(seed=seed)
-    return ts.LSHConfig.auto(hidden, outputs, num_active=num_active).replace(seed=seed, selector=method)
+    changes = {"seed": seed} if method in FAMILIES else {"seed": seed, "selector": method}
+    family = method if method in FAMILIES else "kmeans"
+    config = ts.LSHConfig.auto(hidden, outputs, family=family, num_active=num_active, selection=selection)
+    return config.replace(**changes)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

@@ -15,10 +15,13 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto: candidates beyond the labels, the shares of hubs and of the uniform tail among them
-# (benchmarks/README.md has the figures), probes of a query, and room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE, _DEFAULT_HUBS, _DEFAULT_UNIFORM = 1024, 0.3125, 0.375
-_PROBES = 4
+# LSHConfig.auto: candidates beyond the labels, the shares of the uniform tail and of hubs among them, probes of a query
+# and hits that are scored for one that stays, each for candidates of a batch and of a sample (benchmarks/accuracy has
+# the figures); room in a bucket over its mean occupancy.
+_DEFAULT_ACTIVE, _DEFAULT_UNIFORM = 1024, 0.375
+_DEFAULT_HUBS = (0.3125, 0.0625)
+_PROBES = (4, 32)
+_REFINE = (1, 4)
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
@@ -120,6 +123,12 @@ class LSHConfig:
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
         correction: weight the tail so that the normaliser is estimated without bias. A number between 0 (False) and 1
             (True) blends: the logarithms of the weights are multiplied by it.
+        collision_weights: with ``selection="sample"``, weight hits and tail by one over the probability of being a
+            candidate for hash functions drawn at random, 1 - (1 - p**K)**L for a row whose hash agrees with the
+            query's with probability p, and what the tail adds (Spring and Shrivastava 2017, "A new unbiased and
+            efficient class of LSH-based samplers and estimators for partition function computation", section 4). The
+            default takes the hits of the tables at hand for certain, as they are, which has less variance. For
+            simhash with one probe and ``norm_aware``, and only as right as buckets and budget have room for all hits.
         logq: correct for the labels of the other samples as well, with ``selection="batch"``: a frequent label is a
             candidate of nearly every batch, a rare one only where it is somebody's label, and there it stands for the
             batches without it (Yi et al. 2019, "Sampling-bias-corrected neural modeling"; the name is that of the
@@ -147,6 +156,7 @@ class LSHConfig:
     num_hubs: int = 256
     uniform_fraction: float = 0.25
     correction: bool | float = True
+    collision_weights: bool = False
     logq: bool = False
     max_active: int | None = None
     rehash: RehashSchedule = field(default_factory=RehashSchedule)
@@ -176,6 +186,15 @@ class LSHConfig:
             _require("threshold", self.threshold, self.threshold <= self.num_tables, "at most num_tables")
         _require("uniform_fraction", self.uniform_fraction, 0 <= self.uniform_fraction <= 1, "between 0 and 1")
         _require("correction", self.correction, 0 <= self.correction <= 1, "a bool or between 0 and 1")
+        if self.collision_weights:
+            settings = (self.selector, self.selection, self.family, self.probes, self.norm_aware, self.refine)
+            wanted = ("lsh", "sample", "simhash", 1, True, 1)
+            _require(
+                "selector, selection, family, probes, norm_aware and refine",
+                settings,
+                settings == wanted,
+                f"{wanted} with collision_weights",
+            )
         _require("num_hubs", self.num_hubs, self.num_hubs >= 0, "not negative")
         _require("max_active", self.max_active, self.max_active is None or self.max_active >= 1, "at least 1 or None")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "between 0 and 2**63 - 1")
@@ -212,6 +231,7 @@ class LSHConfig:
         *,
         family: str = "kmeans",
         num_active: int | None = None,
+        selection: str = "batch",
     ) -> LSHConfig:
         """A configuration for a layer of this size.
 
@@ -222,6 +242,8 @@ class LSHConfig:
                 what two narrow tables need if that is more.
             family: the hash family; the others trade retrieval for a rehash that needs no training.
             num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
+            selection: "batch", where a batch finds little that hubs and labels don't hold, or "sample", where all
+                depends on what is found: more probes then, exact scores for four hits in place of one, and few hubs.
 
         Raises:
             ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
@@ -231,6 +253,7 @@ class LSHConfig:
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
+        alone = selection == "sample"
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
@@ -240,7 +263,9 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
-                num_hubs=round(_DEFAULT_HUBS * num_active),
+                num_hubs=round(_DEFAULT_HUBS[alone] * num_active),
+                selection=selection,
+                refine=_REFINE[alone],
                 uniform_fraction=_DEFAULT_UNIFORM,
                 logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
@@ -248,7 +273,7 @@ class LSHConfig:
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(
                 bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)),
-                probes=min(_PROBES, config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
+                probes=min(_PROBES[alone], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
             )
             if config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
                 return config

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+from torch_slide import functional
 from torch_slide.config import STRATEGIES, LSHConfig
+from torch_slide.hashing import augment_queries
 from torch_slide.selection.base import DRAWS, Selector, register_selector
-from torch_slide.selection.candidates import Sources
+from torch_slide.selection.candidates import HUB, LABEL, TAIL, Candidates, Sources
 from torch_slide.selection.proposals import uniform_numbers
 from torch_slide.selection.refine import refined
 from torch_slide.selection.shares import heaviest, observe_
 from torch_slide.tables import HashTables, admit_
+from torch_slide.targets import row_of
 
 # Rows that say whether it is time to rehash: their share is off by less than .02.
 _SAMPLE = 1024
@@ -140,6 +145,34 @@ class LSHSelector(Selector):
         labels_of_one = len(labels) if self.config.selection == "batch" else int(label_offsets.diff().max())
         pool, spare = self.config.refine * wanted, wanted + len(hubs) + labels_of_one
         return refined(found, hidden.detach(), weight, bias, draw, self.config, pool, spare)
+
+    @torch.no_grad()
+    def select(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Candidates:
+        """As the base class, with the weights that the configuration asks for."""
+        chosen = super().select(hidden, weight, bias, labels, label_offsets, draw)
+        if not (self.config.collision_weights and self.config.correction):
+            return chosen
+        uses = functional.uses_by_row(chosen.group_offsets, chosen.ids, self.out_features)
+        logits = functional.sampled_linear(hidden.detach().to(weight.dtype), weight, bias, uses)
+        log_weights = self._collision_log_weights(chosen, hidden.detach(), logits)
+        return replace(chosen, log_weights=log_weights * float(self.config.correction))
+
+    def _collision_log_weights(self, chosen: Candidates, hidden: Tensor, logits: Tensor) -> Tensor:
+        """Less the logarithms of the probabilities of being a hit, or else one of the tail."""
+        state, owner = self.state, row_of(chosen.group_offsets, len(chosen.ids))
+        # The transform makes all rows as long as the norm that it was drawn for, but for those that are longer.
+        lengths = state["norms"][chosen.ids].abs().clamp_min(state["drawn_for"][0])
+        cosines = logits / (augment_queries(hidden).norm(dim=1)[owner] * lengths)
+        agree = 1 - cosines.clamp(-1, 1).acos() / math.pi
+        is_hit = 1 - (1 - agree**self.config.hashes_per_table) ** self.config.num_tables
+        is_hit *= self.tables.are_members(chosen.ids)
+        tail = torch.zeros(len(hidden)).index_add_(0, owner, (chosen.kinds == TAIL).float())
+        others = self.out_features - (chosen.group_offsets.diff() - tail)
+        is_tail = (tail / others.clamp(min=1))[owner]
+        certain = (chosen.kinds == LABEL) | (chosen.kinds == HUB)
+        return -(is_hit + (1 - is_hit) * is_tail).log().masked_fill(certain, 0.0)
 
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
