@@ -19,6 +19,7 @@ from typing import Any
 
 import accuracy_tables
 import peer_tables
+import study_tables
 from accuracy_tables import MISSING, Run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -240,14 +241,26 @@ def rewritten_stages(text: str, results: Path) -> str:
     return replace_all(text, tables)
 
 
+def rewritten_study(text: str, results: Path) -> str:
+    """benchmarks/accuracy/README.md with its tables."""
+    return replace_all(text, study_tables.tables(load(results.parent / "accuracy" / "results", "*.json")))
+
+
 def main(argv: list[str] | None = None) -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of JSON files")
     options.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file to rewrite")
     options.add_argument("--stages-readme", type=Path, default=ROOT / "benchmarks" / "README.md", help="another one")
     options.add_argument("--check", action="store_true", help="write nothing; fail if the tables are not up to date")
+    options.add_argument(
+        "--study-readme", type=Path, default=ROOT / "benchmarks" / "accuracy" / "README.md", help="and a third"
+    )
     arguments = options.parse_args(argv)
-    files = {arguments.readme: rewritten, arguments.stages_readme: rewritten_stages}
+    files = {
+        arguments.readme: rewritten,
+        arguments.stages_readme: rewritten_stages,
+        arguments.study_readme: rewritten_study,
+    }
     before = {path: path.read_text() for path in files}
     after = {path: rewrite(before[path], arguments.results) for path, rewrite in files.items()}
     if arguments.check:

@@ -1,0 +1,199 @@
+"""Tables of the runs that accuracy/study.py asks for: means over seeds with standard errors."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "accuracy"))
+import study
+
+MISSING = "not measured"
+METRICS = {
+    "citeulike-tags": ("P@1", "P@3", "P@5"),
+    "diginetica": ("HR@1", "HR@5", "HR@20"),
+    "web-links": ("P@1", "P@3", "P@5"),
+    "gowalla": ("R@20", "NDCG@20"),
+    "wiki-text": ("P@1", "HR@3", "HR@5"),
+}
+PARTS = {"citeulike-tags": 5, "diginetica": 20, "web-links": 5, "gowalla": 20, "wiki-text": 5}
+SAMPLE_METHODS = ("uniform", "hubs", "simhash", "kmeans", "exact")
+
+Run = dict[str, Any]
+
+
+class Key(NamedTuple):
+    """What a run is about, but for its seed."""
+
+    problem: str
+    method: str
+    num_active: str = "None"
+    batch_size: str = "512"
+    selection: str = "batch"
+    momentum: bool = False
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds, its standard error (NaN for one seed), and their number."""
+
+    mean: float
+    error: float
+    seeds: int
+
+    def show(self, scale: float = 1.0, digits: int = 1) -> str:
+        """The mean times ``scale``, and the error with one digit more."""
+        if math.isnan(self.error):
+            return f"{scale * self.mean:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f} ± {scale * self.error:.{digits + 1}f}"
+
+
+Final = dict[Key, list[dict[str, Any]]]
+
+
+def finals(runs: list[Run]) -> Final:
+    """The last measurements of the complete runs at the study's own settings, by what they are about."""
+    found: Final = defaultdict(list)
+    for run in runs:
+        arguments = run["arguments"]
+        setting = study.SETTINGS.get(arguments["problem"])
+        flags = ("relu", "no_correction", "no_logq", "bf16", "rowwise")
+        if setting is None or any(arguments.get(flag, "False") == "True" for flag in flags):
+            continue
+        is_dense = arguments["method"] == "dense"
+        momentum = arguments.get("row_momentum", "True") == "True"
+        as_set = (
+            float(arguments["lr"]) == (setting.dense_lr if is_dense else setting.lr)
+            and int(arguments["decay"]) == setting.decay
+            and len(run["epochs"]) == setting.epochs * setting.evals_per_epoch
+            and "xent" in run["epochs"][-1]
+            and (is_dense or not momentum)
+        )
+        if as_set:
+            sizes = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
+            key = Key(arguments["problem"], arguments["method"], *sizes, is_dense and momentum)
+            found[key].append({**run["epochs"][-1], "seed": arguments["seed"]})
+    return found
+
+
+def estimate(values: list[float]) -> Estimate:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return Estimate(statistics.mean(values), error, len(values))
+
+
+def of(found: Final, key: Key, metric: str) -> Estimate | None:
+    values = [measured[metric] for measured in found.get(key, ()) if metric in measured]
+    return estimate(values) if values else None
+
+
+def cell(found: Final, key: Key) -> str:
+    """The first metric in percent and the cross-entropy in nats."""
+    first, xent = (of(found, key, metric) for metric in (METRICS[key.problem][0], "xent"))
+    if first is None or xent is None:
+        return MISSING
+    return f"{first.show(100)}, {xent.show(1, 3)}"
+
+
+def table(title: str, columns: dict[str, str], rows: dict[str, list[str]]) -> str:
+    lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
+def headings(problems: tuple[str, ...]) -> dict[str, str]:
+    return {problem: f"{problem}, {METRICS[problem][0]}, xent" for problem in problems}
+
+
+def selectors(found: Final) -> str:
+    """Every selector with the default budget, beside dense layers."""
+    problems = tuple(study.SETTINGS)
+    rows = {method: [cell(found, Key(p, method)) for p in problems] for method in study.SELECTORS}
+    rows["dense"] = [cell(found, Key(p, "dense", momentum=True)) for p in problems]
+    rows["dense, without momentum"] = [cell(found, Key(p, "dense")) for p in problems]
+    return table("batch 512, 1,024 candidates", headings(problems), rows)
+
+
+def samples(found: Final) -> str:
+    """Candidates of each sample's own."""
+    rows = {
+        method: [cell(found, Key(p, method, "512", selection="sample")) for p in study.SAMPLED]
+        for method in SAMPLE_METHODS
+    }
+    return table("512 candidates of each sample's own", headings(study.SAMPLED), rows)
+
+
+def difference(found: Final, one: Key, other: Key) -> str:
+    """How far one method is above another: points of the first metric, percent of cross-entropy, two errors each."""
+    metric = METRICS[one.problem][0]
+    points, control = of(found, one, metric), of(found, other, metric)
+    xent, control_xent = of(found, one, "xent"), of(found, other, "xent")
+    if points is None or control is None or xent is None or control_xent is None:
+        return MISSING
+    shown = []
+    for mine, theirs, scale, unit in (
+        (points, control, 100.0, ""),
+        (xent, control_xent, 100.0 / control_xent.mean, " %"),
+    ):
+        error = math.hypot(mine.error, theirs.error) * scale
+        spread = "" if math.isnan(error) else f" ± {error:.2f}"
+        shown.append(f"{(mine.mean - theirs.mean) * scale:+.2f}{spread}{unit}")
+    return ", ".join(shown)
+
+
+def against_uniform(found: Final) -> str:
+    """The hashed default beside the uniform control, for every size that was measured."""
+    problems = tuple(study.SETTINGS)
+    sizes = {
+        "batch 512, 1,024 candidates": {},
+        **{f"batch 512, {n:,} candidates": {"num_active": str(n)} for n in (512, 2048, 8192)},
+        **{f"batch {b:,}, 1,024 candidates": {"batch_size": str(b)} for b in (64, 128, 256, 1024, 2048)},
+        "512 candidates of each sample's own": {"num_active": "512", "selection": "sample"},
+    }
+    rows = {
+        name: [difference(found, Key(p, "kmeans", **size), Key(p, "uniform", **size)) for p in problems]
+        for name, size in sizes.items()
+    }
+    return table("kmeans less uniform", headings(problems), {k: v for k, v in rows.items() if set(v) != {MISSING}})
+
+
+def against_dense(found: Final) -> str:
+    """All precisions of the hashed default with 4,096 candidates or 1 %, beside the better dense layer."""
+    rows = {}
+    for problem, setting in study.SETTINGS.items():
+        mine = Key(problem, "kmeans", str(max(4096, setting.outputs // 100)))
+        dense = [Key(problem, "dense", momentum=momentum) for momentum in (True, False)]
+        cells = []
+        for metric in METRICS[problem]:
+            ours = of(found, mine, metric)
+            best = max((theirs.mean for key in dense if (theirs := of(found, key, metric))), default=None)
+            shown = MISSING if ours is None else ours.show(100, 2)
+            cells.append(f"{metric} {shown} (dense {MISSING if best is None else f'{100 * best:.2f}'})")
+        rows[problem] = ["; ".join(cells)]
+    return table("problem", {"": "max(4,096, 1 % of the outputs) candidates, batch 512"}, rows)
+
+
+def by_frequency(found: Final) -> str:
+    """Recall of, and cross-entropy on, the labels that hold half of all occurrences, and the others."""
+    columns = {p: f"{p}, R@{k} head / tail, xent head / tail" for p, k in PARTS.items()}
+    rows = {}
+    for method in (*study.SELECTORS, "dense"):
+        cells = []
+        for problem, k in PARTS.items():
+            names = (f"R@{k}/head", f"R@{k}/tail", "xent/head", "xent/tail")
+            got = [of(found, Key(problem, method, momentum=method == "dense"), name) for name in names]
+            if any(one is None for one in got):
+                cells.append(MISSING)
+                continue
+            head, tail, xent_head, xent_tail = (one.mean for one in got if one is not None)
+            cells.append(f"{100 * head:.1f} / {100 * tail:.1f}, {xent_head:.2f} / {xent_tail:.2f}")
+        rows[method] = cells
+    return table("frequent labels and the others", columns, rows)
+
+
+def tables(runs: list[Run]) -> dict[str, str]:
+    """Name -> table, for accuracy/README.md."""
+    found = finals(runs)
+    makers = (selectors, samples, against_uniform, against_dense, by_frequency)
+    return {maker.__name__.replace("_", " "): maker(found) for maker in makers}
