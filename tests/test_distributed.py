@@ -72,7 +72,8 @@ def ranks_stay_alike_without_sending_tables(rank):
         losses.append(loss.item())
     head = model.module.parts["head"]
     assert int(head.selector.state["clock"][2]) >= 3, "tables were rehashed on the way"
-    about_this_process = ("counters", "timers")
+    # What a process has seen of the softmax is its own, and so are its hubs.
+    about_this_process = ("counters", "timers", "shares", "hubs")
     for name, tensor in [*head.selector.state.items(), *model.named_parameters()]:
         if name in about_this_process:
             continue

@@ -19,8 +19,8 @@ STRATEGIES: Final = ("vanilla", "topk", "threshold")
 # and hits that are scored for one that stays, each for candidates of a batch and of a sample (benchmarks/accuracy has
 # the figures); room in a bucket over its mean occupancy.
 _DEFAULT_ACTIVE, _DEFAULT_UNIFORM = 1024, 0.375
-_DEFAULT_HUBS = (0.3125, 0.0625)
-_PROBES = (4, 32)
+_DEFAULT_HUBS = (0.3125, 0.0)
+_PROBES = (4, 16)
 _REFINE = (1, 4)
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
@@ -119,7 +119,7 @@ class LSHConfig:
             torch_slide.selection has a class for each, and what others register.
         norm_aware: hash [row, bias] after the MIPS transform, so that norm and bias count.
         num_hubs: rows that are always candidates, part of ``num_active``: those that held most of the softmax in the
-            steps so far, or, before there were any, those of largest norm.
+            steps of this process so far, or, before there were any, those of largest norm.
         uniform_fraction: at least this share of ``num_active`` is drawn uniformly from the rest.
         correction: weight the tail so that the normaliser is estimated without bias. A number between 0 (False) and 1
             (True) blends: the logarithms of the weights are multiplied by it.
@@ -243,7 +243,7 @@ class LSHConfig:
             family: the hash family; the others trade retrieval for a rehash that needs no training.
             num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
             selection: "batch", where a batch finds little that hubs and labels don't hold, or "sample", where all
-                depends on what is found: more probes then, exact scores for four hits in place of one, and few hubs.
+                depends on what is found: more probes then, exact scores for four hits in place of one, and no hubs.
 
         Raises:
             ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.

@@ -51,7 +51,7 @@ class LSHSelector(Selector):
         # One dictionary for both: moving or loading the selector's tensors moves the tables'.
         self.tables.state.update(super()._empty_state())
         rows = self.out_features
-        hubs = torch.zeros(min(self.config.num_hubs, rows), dtype=torch.int64)
+        hubs = torch.full((min(self.config.num_hubs, rows),), -1)
         self.tables.state.update(hubs=hubs, shares=torch.zeros(rows if len(hubs) else 0))
         return self.tables.state
 
@@ -71,12 +71,19 @@ class LSHSelector(Selector):
                 admit_(self.state["norms"])
         self.tables.measure(weight, bias, changed)
         if self.observes:
-            self.state["hubs"].copy_(heaviest(self.state["shares"], self.state["norms"].abs, len(self.state["hubs"])))
+            self._choose_hubs()
         due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
         if due or self.tables.outgrown():
             self._redraw(weight, bias, seed=self.config.seed + rehashes)
             changed = None
         self.tables.insert(weight, bias, changed)
+
+    def _choose_hubs(self) -> None:
+        """Rows that no step has seen and that are in no table have not earned it: -1 is in their place."""
+        state = self.state
+        found = heaviest(state["shares"], state["norms"].abs, len(state["hubs"]))
+        earned = (state["shares"][found] > 0) | self.tables.are_members(found)
+        state["hubs"].copy_(found.masked_fill_(~earned, -1))
 
     def _redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
         self.tables.redraw(weight, bias, seed)
@@ -136,7 +143,7 @@ class LSHSelector(Selector):
     ) -> Sources:
         state = self.state
         hubs = state["hubs"]
-        hubs = hubs[(state["shares"][hubs] > 0) | self.tables.are_members(hubs)]
+        hubs = hubs[hubs >= 0]
         found = Sources(hubs, self.tables.query(hidden), state["buckets"], state["counts"])
         if self.config.refine == 1 or len(hidden) == 0:
             return found
