@@ -36,7 +36,7 @@ box(22, 30, 15, 12, "hash tables", "L tables: which rows\nlie near the\nhidden v
 box(42, 30, 20, 12, "candidates", "")
 kinds = (
     ("labels, from the loss", LABEL),
-    ("hubs: largest norms", HUB),
+    ("hubs: most softmax", HUB),
     ("hits, by votes", HIT),
     ("uniform tail, weighted", TAIL),
 )
