@@ -1,4 +1,4 @@
-"""Tables of training_step.py's runs with all competitors, and of scaling.py's."""
+"""Tables of training_step.py's runs with all competitors, of scaling.py's and of retrieval.py's."""
 
 from __future__ import annotations
 
@@ -53,3 +53,27 @@ def scaling(runs: list[Run]) -> str:
             lines += ["", f"The mean step grows as N^{run['slope']:.2f}."]
         texts.append("\n".join(lines))
     return "\n\n".join(texts) or MISSING
+
+
+def retrieval(runs: list[Run]) -> str:
+    """What retrieval.py found of each query on trained layers, a table for each layer."""
+    parts = []
+    for run in runs:
+        for epochs in dict.fromkeys(row["epochs"] for row in run["retrieval"]):
+            rows = [row for row in run["retrieval"] if row["epochs"] == epochs]
+            first = rows[0]
+            parts += [
+                f"{run['arguments']['problem']}, {first['neurons']:,} outputs, after {epochs} of "
+                f"{run['arguments']['epochs']} epochs, {first['candidates']:,.0f} candidates of each query's own; as "
+                f"many hold {first['best_mass']:.3f} of the softmax at best:\n",
+                "| candidates | dense top-1 found | top-10 | softmax mass | of the best | us a query | rehash, s |",
+                "|---|---|---|---|---|---|---|",
+                *(
+                    f"| {row['option']} | {row['recall']['1']:.3f} | {row['recall']['10']:.3f} | {row['mass']:.3f} "
+                    f"| {row['mass'] / row['best_mass']:.2f} | {row['microseconds_a_query']:,.0f} "
+                    f"| {row['rehash_seconds']:.2f} |"
+                    for row in rows
+                ),
+                "",
+            ]
+    return "\n".join(parts).strip()

@@ -237,6 +237,7 @@ def rewritten_stages(text: str, results: Path) -> str:
         "peers": peer_tables.peers(load(results, "peers-*.json")),
         "scaling": peer_tables.scaling(load(results, "scaling*.json")),
         "fidelity": fidelity(load(results, "fidelity-*.json")),
+        "retrieval": peer_tables.retrieval(load(results, "retrieval-*.json")),
     }
     return replace_all(text, tables)
 

@@ -109,7 +109,7 @@ def headings(problems: tuple[str, ...]) -> dict[str, str]:
 def selectors(found: Final) -> str:
     """Every selector with the default budget, beside dense layers."""
     problems = tuple(study.SETTINGS)
-    rows = {method: [cell(found, Key(p, method)) for p in problems] for method in study.SELECTORS}
+    rows = {method: [cell(found, Key(p, method)) for p in problems] for method in (*study.SELECTORS, "exact")}
     rows["dense"] = [cell(found, Key(p, "dense", momentum=True)) for p in problems]
     rows["dense, without momentum"] = [cell(found, Key(p, "dense")) for p in problems]
     return table("batch 512, 1,024 candidates", headings(problems), rows)

@@ -63,6 +63,7 @@ def selectors() -> Iterator[Case]:
     """All selectors with the budget and the batch of LSHConfig.auto and of the README."""
     for seed, method, problem in itertools.product(SEEDS, SELECTORS, SETTINGS):
         yield case(problem, method, seed)
+    yield case("citeulike-tags", "exact")
 
 
 def against_dense() -> Iterator[Case]:
