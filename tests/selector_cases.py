@@ -1,7 +1,10 @@
 """Selectors of a small layer, and what their tests repeat."""
 
+import copy
+
 import torch
 
+import torch_slide as ts
 from torch_slide import LSHConfig, RehashSchedule
 from torch_slide.selection import SELECTORS, make_selector
 
@@ -56,3 +59,27 @@ def is_state(name):
 def assert_same_candidates(mine, theirs):
     for name in ("ids", "group_offsets", "kinds", "log_weights", "label_positions"):
         assert torch.equal(getattr(mine, name), getattr(theirs, name)), name
+
+
+def assert_resumes(config):
+    """Twelve steps give the same losses in one go and from the state after the fifth."""
+
+    def run(steps, state=None):
+        torch.manual_seed(0)
+        head = ts.SparseLSHLinear(IN, OUT, lsh=config, sparse_grad=True)
+        if state is not None:
+            head.load_state_dict(state)
+        optimizer = ts.optim.RowSGD(head.parameters(), lr=0.5)
+        losses = []
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            loss = head.loss(torch.randn(BATCH, IN, generator=generator), some_labels(seed=step))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, copy.deepcopy(head.state_dict())
+
+    whole, _ = run(range(12))
+    first, state = run(range(5))
+    assert whole == first + run(range(5, 12), state)[0]

@@ -33,14 +33,19 @@ def accuracy():
     return script("accuracy")
 
 
+def write_points(folder, labels):
+    """A data folder ``points`` of extreme classification."""
+    (folder / "points").mkdir()
+    for name, seed in (("train", 1), ("test", 2)):
+        plain = folder / f"{name}.txt"
+        data.write_xc(data.planted_labels(300, 100, labels, labels_per_point=2, seed=seed), plain)
+        (folder / "points" / f"{name}.txt.xz").write_bytes(lzma.compress(plain.read_bytes()))
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """Data folders ``points`` (extreme classification) and ``words`` (a text); the number of threads is put back."""
-    (tmp_path / "points").mkdir()
-    for name, seed in (("train", 1), ("test", 2)):
-        plain = tmp_path / f"{name}.txt"
-        data.write_xc(data.planted_labels(300, 100, 200, labels_per_point=2, seed=seed), plain)
-        (tmp_path / "points" / f"{name}.txt.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    write_points(tmp_path, 200)
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "SOURCE.txt").write_text("written by a test")
     text = "".join(f"<doc>\n{'one two three four five six ' * (5 + i % 3)}\n</doc>\n" for i in range(40))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.utils.checkpoint
-from selector_cases import BATCH, IN, OUT, config_of, layer_tensors, one_each, selector_of, some_labels
+from selector_cases import BATCH, IN, OUT, assert_resumes, config_of, layer_tensors, one_each, selector_of, some_labels
 
 import torch_slide as ts
 from torch_slide.selection import learned, make_selector
@@ -87,25 +87,7 @@ def test_only_training_steps_leave_pairs():
 
 
 def test_a_resumed_run_learns_the_same():
-    def run(steps, state=None):
-        torch.manual_seed(0)
-        head = ts.SparseLSHLinear(IN, OUT, lsh=config_of("learned"), sparse_grad=True)
-        if state is not None:
-            head.load_state_dict(state)
-        optimizer = ts.optim.RowSGD(head.parameters(), lr=0.5)
-        losses = []
-        for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            loss = head.loss(torch.randn(BATCH, IN, generator=generator), some_labels(seed=step))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses, copy.deepcopy(head.state_dict())
-
-    whole, _ = run(range(12))
-    first, state = run(range(5))
-    assert whole == first + run(range(5, 12), state)[0]
+    assert_resumes(config_of("learned"))
 
 
 @pytest.mark.parametrize("changes", [{"family": "simhash"}, {"norm_aware": False}])

@@ -8,6 +8,7 @@ from selector_cases import (
     HUB,
     OUT,
     TAIL,
+    assert_resumes,
     assert_same_candidates,
     config_of,
     layer_tensors,
@@ -128,22 +129,4 @@ def linear(weight, bias):
 
 
 def test_training_repeats_and_resumes():
-    def run(steps, state=None):
-        torch.manual_seed(0)
-        head = ts.SparseLSHLinear(6, OUT, lsh=config_of("lsh", refine=2, logq=True), sparse_grad=True)
-        if state is not None:
-            head.load_state_dict(state)
-        optimizer = ts.optim.RowSGD(head.parameters(), lr=0.5)
-        losses = []
-        for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            loss = head.loss(torch.randn(BATCH, 6, generator=generator), some_labels(seed=step))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        return losses, {name: value.clone() for name, value in head.state_dict().items()}
-
-    whole, _ = run(range(9))
-    first, state = run(range(5))
-    assert whole == first + run(range(5, 9), state)[0]
+    assert_resumes(config_of("lsh", refine=2, logq=True))

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_accuracy import SMALL, script
+from test_accuracy import SMALL, script, write_points
 
 
 @pytest.fixture(scope="module")
@@ -84,15 +84,7 @@ def test_one_seed_has_no_error(tables):
 
 
 def test_retrieval_looks_at_each_option_on_the_same_layer(tmp_path, monkeypatch):
-    import lzma
-
-    from torch_slide import data
-
-    (tmp_path / "points").mkdir()
-    for name, seed in (("train", 1), ("test", 2)):
-        plain = tmp_path / f"{name}.txt"
-        data.write_xc(data.planted_labels(300, 100, 2000, labels_per_point=2, seed=seed), plain)
-        (tmp_path / "points" / f"{name}.txt.xz").write_bytes(lzma.compress(plain.read_bytes()))
+    write_points(tmp_path, 2000)
     monkeypatch.setenv("TORCH_SLIDE_DATA", str(tmp_path))
     result = tmp_path / "retrieval.json"
     retrieval = script("retrieval")
