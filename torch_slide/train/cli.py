@@ -18,7 +18,7 @@ from torch_slide.config import BITS_PER_HASH
 from torch_slide.selection import SELECTORS
 from torch_slide.train.checkpoint import require_json_path, require_writable_folder, write_json
 from torch_slide.train.problems import FORMATS, Problem, open_problem
-from torch_slide.train.run import Interrupted, Run, StopRequest, require_same_run
+from torch_slide.train.run import Interrupted, Run, StopRequest, headline, require_same_run
 
 DESCRIPTION = """\
 Trains a network with a huge output layer on one file and measures it on another: with nn.Linear (dense), with
@@ -272,7 +272,7 @@ def _result(run: Run) -> dict[str, Any]:
 
 
 def _print_table(results: dict[str, Any]) -> None:
-    metrics = [name for name in next(iter(results.values()))["log"][-1] if name not in ("epoch", "step", "seconds")]
+    metrics = list(headline(next(iter(results.values()))["log"][-1]))
     print("\n" + " ".join(f"{title:>12}" for title in ("head", "epochs", "seconds", "ms a step", *metrics)))
     for head, result in results.items():
         last = result["log"][-1]

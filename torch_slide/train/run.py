@@ -187,13 +187,18 @@ class Run:
                 entry |= evaluate(self.model, problem.test, rows, problem.num_outputs, problem.metrics, after_chunk)
         self.log.append(entry)
         self._loss_sum, self._loss_steps = 0.0, 0
-        shown = ", ".join(
-            f"{name} {value:.4f}" for name, value in entry.items() if name not in ("epoch", "step", "seconds")
-        )
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in headline(entry).items())
         say(
             f"{self.name}: epoch {epoch:.3g}, {self.seconds:.1f} s, "
             f"{self.seconds / self.step * 1e3:.1f} ms a step, {shown}"
         )
+
+
+def headline(entry: dict[str, float]) -> dict[str, float]:
+    """What there is room for in a line: loss and metrics over all labels. Those of parts of them are in the log."""
+    return {
+        name: value for name, value in entry.items() if name not in ("epoch", "step", "seconds") and "/" not in name
+    }
 
 
 def require_same_run(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
