@@ -37,6 +37,12 @@ def label_of(arguments: dict[str, str]) -> str:
     return arguments["method"] + relu + active + uncorrected + logq + low + rowwise + momentum
 
 
+def table(title: str, rows: dict[str, list[str]], columns: dict[str, str]) -> str:
+    """Markdown, with a column of row names under the title."""
+    lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
+    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
+
+
 def of_default_size(runs: list[Run]) -> list[Run]:
     """Those of the batch and the budget that the README speaks of."""
 

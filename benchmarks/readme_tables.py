@@ -20,7 +20,7 @@ from typing import Any
 import accuracy_tables
 import peer_tables
 import study_tables
-from accuracy_tables import MISSING, Run
+from accuracy_tables import MISSING, Run, table
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBLEMS = {
@@ -46,11 +46,6 @@ STEPS = {
     "planted-670091": "planted, 670,091 outputs",
     "planted-3000000": "planted, 3,000,000",
 }
-
-
-def table(title: str, rows: dict[str, list[str]], columns: dict[str, str] = PROBLEMS) -> str:
-    lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
 
 
 def machines(runs: list[Run]) -> str:
@@ -111,7 +106,7 @@ def is_sparse(name: str) -> bool:
 
 def accuracy(runs: list[Run]) -> str:
     """Test metrics of every method on every problem."""
-    return table("test accuracy, %", accuracy_tables.accuracy(runs, PROBLEMS)) + machines(
+    return table("test accuracy, %", accuracy_tables.accuracy(runs, PROBLEMS), PROBLEMS) + machines(
         [run for run in runs if run["epochs"]]
     )
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "accuracy"))
 import study
+from accuracy_tables import MISSING, Run, table
 
-MISSING = "not measured"
 METRICS = {
     "citeulike-tags": ("P@1", "P@3", "P@5"),
     "diginetica": ("HR@1", "HR@5", "HR@20"),
@@ -22,8 +22,6 @@ METRICS = {
 }
 PARTS = {"citeulike-tags": 5, "diginetica": 20, "web-links": 5, "gowalla": 20, "wiki-text": 5}
 SAMPLE_METHODS = ("uniform", "hubs", "simhash", "kmeans", "exact")
-
-Run = dict[str, Any]
 
 
 class Key(NamedTuple):
@@ -97,11 +95,6 @@ def cell(found: Final, key: Key) -> str:
     return f"{first.show(100)}, {xent.show(1, 3)}"
 
 
-def table(title: str, columns: dict[str, str], rows: dict[str, list[str]]) -> str:
-    lines = [f"| {title} | " + " | ".join(columns.values()) + " |", "|---" * (len(columns) + 1) + "|"]
-    return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
-
-
 def headings(problems: tuple[str, ...]) -> dict[str, str]:
     return {problem: f"{problem}, {METRICS[problem][0]}, xent" for problem in problems}
 
@@ -112,7 +105,7 @@ def selectors(found: Final) -> str:
     rows = {method: [cell(found, Key(p, method)) for p in problems] for method in (*study.SELECTORS, "exact")}
     rows["dense"] = [cell(found, Key(p, "dense", momentum=True)) for p in problems]
     rows["dense, without momentum"] = [cell(found, Key(p, "dense")) for p in problems]
-    return table("batch 512, 1,024 candidates", headings(problems), rows)
+    return table("batch 512, 1,024 candidates", rows, headings(problems))
 
 
 def samples(found: Final) -> str:
@@ -121,7 +114,7 @@ def samples(found: Final) -> str:
         method: [cell(found, Key(p, method, "512", selection="sample")) for p in study.SAMPLED]
         for method in SAMPLE_METHODS
     }
-    return table("512 candidates of each sample's own", headings(study.SAMPLED), rows)
+    return table("512 candidates of each sample's own", rows, headings(study.SAMPLED))
 
 
 def difference(found: Final, one: Key, other: Key) -> str:
@@ -155,7 +148,8 @@ def against_uniform(found: Final) -> str:
         name: [difference(found, Key(p, "kmeans", **size), Key(p, "uniform", **size)) for p in problems]
         for name, size in sizes.items()
     }
-    return table("kmeans less uniform", headings(problems), {k: v for k, v in rows.items() if set(v) != {MISSING}})
+    measured = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}
+    return table("kmeans less uniform", measured, headings(problems))
 
 
 def against_dense(found: Final) -> str:
@@ -171,7 +165,7 @@ def against_dense(found: Final) -> str:
             shown = MISSING if ours is None else ours.show(100, 2)
             cells.append(f"{metric} {shown} (dense {MISSING if best is None else f'{100 * best:.2f}'})")
         rows[problem] = ["; ".join(cells)]
-    return table("problem", {"": "max(4,096, 1 % of the outputs) candidates, batch 512"}, rows)
+    return table("problem", rows, {"": "max(4,096, 1 % of the outputs) candidates, batch 512"})
 
 
 def by_frequency(found: Final) -> str:
@@ -189,7 +183,7 @@ def by_frequency(found: Final) -> str:
             head, tail, xent_head, xent_tail = (one.mean for one in got if one is not None)
             cells.append(f"{100 * head:.1f} / {100 * tail:.1f}, {xent_head:.2f} / {xent_tail:.2f}")
         rows[method] = cells
-    return table("frequent labels and the others", columns, rows)
+    return table("frequent labels and the others", rows, columns)
 
 
 def tables(runs: list[Run]) -> dict[str, str]:

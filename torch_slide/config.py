@@ -76,7 +76,6 @@ class RehashSchedule:
             raise ValueError(f"RehashSchedule: expected growth to be finite and not negative, got {self.growth}")
         if self.redraw_every is not None and self.redraw_every < 1:
             raise ValueError(f"RehashSchedule: expected redraw_every to be at least 1 or None, got {self.redraw_every}")
-
         if self.drift is not None and not 0 <= self.drift <= 1:
             raise ValueError(f"RehashSchedule: expected drift to be between 0 and 1 or None, got {self.drift}")
 

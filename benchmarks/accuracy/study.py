@@ -1,6 +1,6 @@
-"""The runs of accuracy.py that say which selector wins where; report.py makes tables and plots of them.
+"""The runs of accuracy.py that say which selector wins where; study_tables.py makes tables of them.
 
-    python benchmarks/accuracy/study.py                      # what there is to run, and how much of it is done
+    python benchmarks/accuracy/study.py                      # what there is to run
     python benchmarks/accuracy/study.py --part selectors --run
     python benchmarks/accuracy/study.py --run --worker 0 --workers 2 &  # two at a time, a processor core each
     python benchmarks/accuracy/study.py --run --worker 1 --workers 2
@@ -99,8 +99,8 @@ def batches() -> Iterator[Case]:
 
 def dense() -> Iterator[Case]:
     """nn.Linear under Adam, with momentum and, as the rows of sparse layers have none, without."""
-    for problem, momentum in itertools.product(SETTINGS, ("--row-momentum", "--no-row-momentum")):
-        yield case(problem, "dense", **{momentum: None})
+    for problem, momentum in itertools.product(SETTINGS, (True, False)):
+        yield case(problem, "dense", row_momentum=momentum)
 
 
 PARTS = {part.__name__: part for part in (selectors, against_dense, samples, rates, budgets, batches, dense)}
@@ -110,9 +110,11 @@ def command(case: Case) -> list[str]:
     """The arguments of accuracy.py."""
     words = []
     for name, value in case.items():
-        words += (
-            [name] if value is None else [f"--{name.replace('_', '-')}", f"{value:g}" if name == "lr" else str(value)]
-        )
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", f"{value:g}" if name == "lr" else str(value)]
     return words
 
 

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch_slide import dirty, functional
 from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.selection.candidates import Candidates, Sources
+from torch_slide.selection.shares import observe_
 from torch_slide.targets import row_of
 
 _VERSION = 3
 # Fields of Selector.state["clock"].
 FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
-
 
 # Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
 _RECENT_DRAWS = 64
@@ -84,7 +84,7 @@ class Selector:
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
     # Written by every step, not by rehashes alone.
-    written: ClassVar[tuple[str, ...]] = ("clock", "counters", "timers", "label_counts")
+    written: ClassVar[tuple[str, ...]] = ("clock", "counters", "timers", "label_counts", "shares")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         if config.selection not in self.selections:
@@ -177,8 +177,8 @@ class Selector:
 
     @property
     def observes(self) -> bool:
-        """Whether :meth:`observe` is to be told of every step."""
-        return False
+        """Whether :meth:`observe` is to be told of every step: those who keep ``state["shares"]`` want it."""
+        return len(self.state.get("shares", ())) > 0
 
     def observe(self, rows: Tensor, shares: Tensor) -> None:
         """A step with gradients has been computed.
@@ -188,6 +188,7 @@ class Selector:
             shares: [n], the mean share of each in the softmax of a sample (binary cross-entropy: its mean sigmoid),
                 samples whose label it is left out.
         """
+        observe_(self.state["shares"], rows, shares)
 
     def choose(
         self,
@@ -220,13 +221,12 @@ class Selector:
 
     def _rehash_if_drifted(self, weight: Tensor, bias: Tensor | None) -> None:
         clock, timers, schedule = self.state["clock"], self.state["timers"], self.config.rehash
-        _, draws, rehashes, _, _ = clock.tolist()
-        if rehashes and schedule.drift is not None:
+        if (rehashes := int(clock[REHASHES])) and schedule.drift is not None:
             started = time.perf_counter()
             drift = self.drift(weight, bias)
             timers[0] += time.perf_counter() - started
             if drift < schedule.drift:
-                clock[NEXT_REHASH] = draws + schedule.interval(rehashes)
+                clock[NEXT_REHASH] = clock[DRAWS] + schedule.interval(rehashes)
                 return
         self.rehash(weight, bias)
 
@@ -259,8 +259,9 @@ class Selector:
 
     def forget(self) -> None:
         """The weights were replaced: rehash before the next selection."""
-        self.state["clock"][REHASHES] = 0
-        self.state["clock"][NEXT_REHASH] = 0
+        self.state["clock"][[REHASHES, NEXT_REHASH]] = 0
+        if self.observes:
+            self.state["shares"].zero_()
 
     @property
     def ready(self) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch_slide.config import LSHConfig
 from torch_slide.selection.base import Selector, register_selector
 from torch_slide.selection.candidates import Sources
-from torch_slide.selection.shares import heaviest, observe_
+from torch_slide.selection.shares import heaviest
 from torch_slide.tables import measure_
 
 
@@ -24,7 +24,6 @@ class HubsSelector(Selector):
     """
 
     derived = (*Selector.derived, "norms")
-    written = (*Selector.written, "shares")
 
     def _empty_state(self) -> dict[str, Tensor]:
         rows = self.out_features
@@ -53,20 +52,6 @@ class HubsSelector(Selector):
         with self._changed_rows(weight, bias) as changed:
             measure_(self.state["norms"], weight, bias, None if rehashes == 0 else changed)
             self._choose_hubs()
-
-    @property
-    def observes(self) -> bool:
-        """Always."""
-        return True
-
-    def observe(self, rows: Tensor, shares: Tensor) -> None:
-        """Remembers who they were."""
-        observe_(self.state["shares"], rows, shares)
-
-    def forget(self) -> None:
-        """The weights were learned elsewhere, and the shares with them."""
-        super().forget()
-        self.state["shares"].zero_()
 
     def _sources(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor

@@ -16,7 +16,7 @@ from torch_slide.selection.base import DRAWS, Selector, register_selector
 from torch_slide.selection.candidates import HUB, LABEL, TAIL, Candidates, Sources
 from torch_slide.selection.proposals import uniform_numbers
 from torch_slide.selection.refine import refined
-from torch_slide.selection.shares import heaviest, observe_
+from torch_slide.selection.shares import heaviest
 from torch_slide.tables import HashTables, admit_
 from torch_slide.targets import row_of
 
@@ -35,7 +35,7 @@ class LSHSelector(Selector):
     """
 
     derived = (*Selector.derived, "buckets", "counts")
-    written = (*Selector.written, "norms", "shares")
+    written = (*Selector.written, "norms")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, config)
@@ -54,11 +54,6 @@ class LSHSelector(Selector):
         hubs = torch.full((min(self.config.num_hubs, rows),), -1)
         self.tables.state.update(hubs=hubs, shares=torch.zeros(rows if len(hubs) else 0))
         return self.tables.state
-
-    @property
-    def observes(self) -> bool:
-        """Hubs are chosen by what steps have seen."""
-        return len(self.state["hubs"]) > 0
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
         with self._changed_rows(weight, bias) as changed:
@@ -122,12 +117,7 @@ class LSHSelector(Selector):
     def forget(self) -> None:
         """The weights were learned elsewhere: all rows belong into the tables."""
         super().forget()
-        self.state["shares"].zero_()
         admit_(self.state["norms"])
-
-    def observe(self, rows: Tensor, shares: Tensor) -> None:
-        """Hubs are those that hold most of the softmax; the next rehash chooses them anew."""
-        observe_(self.state["shares"], rows, shares)
 
     def as_begun(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Whether nothing has happened since :meth:`begin`."""

@@ -65,7 +65,7 @@ def refined(
             uses = functional.uses_by_row(offsets, ids, len(weight))
             worth = functional.sampled_linear(hidden.to(weight.dtype), weight, bias, uses)
     rows, counts = _best(ids, owner, worth.float(), groups, spare)
-    return found._replace(**Sources.ranked(rows, counts, len(hidden))._asdict() | {"hubs": found.hubs})
+    return Sources.ranked(rows, counts, len(hidden))._replace(hubs=found.hubs)
 
 
 def _shares(hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
