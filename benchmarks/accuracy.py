@@ -11,6 +11,7 @@ the process since then, so that a run that was paused or shared the machine stil
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -18,7 +19,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,23 @@ LATER_OPTIONS = {
     "rowwise": False,
     "row_momentum": True,
     "selection": "batch",
+    "schedule": None,
+}
+# What changes at which share of a run's steps; from there on, or from the start, all else is as without a schedule.
+SCHEDULES: dict[str, Callable[[ts.LSHConfig], dict[float, dict[str, Any]]]] = {
+    "uniform-first": lambda config: {
+        0.0: {"uniform_fraction": 1.0},
+        0.5: {"uniform_fraction": config.uniform_fraction},
+    },
+    "growing-budget": lambda config: {
+        0.0: {"num_active": config.num_active // 2},
+        0.5: {"num_active": config.num_active * 3 // 2},
+    },
+    "correction-later": lambda config: {0.0: {"correction": False}, 0.5: {"correction": config.correction}},
+    "correction-comes-in": lambda config: {
+        share: {"correction": 2 * share} for share in (0.0, 0.125, 0.25, 0.375, 0.5)
+    },
+    "rehash-by-drift": lambda config: {0.0: {"rehash": dataclasses.replace(config.rehash, growth=0.0, drift=0.25)}},
 }
 
 
@@ -94,12 +111,16 @@ def run_name(arguments: argparse.Namespace) -> str:
         parts.append(f"b{arguments.batch_size}")
     if arguments.max_tokens != common.MAX_TOKENS:
         parts.append(f"t{arguments.max_tokens}")
+    if arguments.hidden != 128:
+        parts.append(f"h{arguments.hidden}")
     if arguments.relu:
         parts.append("relu")
     if arguments.no_correction:
         parts.append("uncorrected")
     if arguments.no_logq:
         parts.append("nologq")
+    if arguments.schedule:
+        parts.append(arguments.schedule)
     parts += [name for name in ("bf16", "rowwise") if getattr(arguments, name)]
     if arguments.row_momentum != (arguments.method == "dense"):
         parts.append("momentum" if arguments.row_momentum else "no-momentum")
@@ -123,7 +144,7 @@ def check_same_run(settings: dict[str, str], saved: dict[str, str], path: Path) 
         raise SystemExit(f"{path} holds another run: (its setting, this one) {changed}")
 
 
-@dataclass
+@dataclasses.dataclass
 class Run:
     """What is trained, and how; its state is that of the model and the optimisers."""
 
@@ -201,7 +222,12 @@ def start(arguments: argparse.Namespace) -> Run:
             head.to(torch.bfloat16)
         options = {"rowwise": arguments.rowwise, "row_momentum": arguments.row_momentum}
         optimizer = ts.optim.LazyAdam(model.parameters(), lr=arguments.lr, **options)
-        return Run(arguments, problem, model, [optimizer], problem.loss)
+        run = Run(arguments, problem, model, [optimizer], problem.loss)
+        if arguments.schedule:
+            steps = arguments.epochs * run.steps_per_epoch
+            stages = SCHEDULES[arguments.schedule](head.lsh)
+            ts.callbacks.ConfigSchedule(head, {round(share * steps): changes for share, changes in stages.items()})
+        return run
     inputs = [p for n, p in model.named_parameters() if not n.startswith("head.")]
     optimizers = [
         torch.optim.Adam(
@@ -221,6 +247,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--epochs", type=int, default=8)
     options.add_argument("--decay", type=int, default=0, help="last epochs, over which lr falls linearly to nothing")
     options.add_argument("--evals-per-epoch", type=int, default=1, help="measurements and checkpoints an epoch")
+    options.add_argument(
+        "--only-last", action="store_true", help="measure after the last epoch, which costs most, alone"
+    )
     options.add_argument("--hidden", type=int, default=128)
     options.add_argument("--relu", action="store_true", help="a ReLU in front of the output layer")
     options.add_argument("--batch-size", type=int, default=512)
@@ -228,6 +257,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--selection", choices=SELECTIONS, default="batch", help="whose candidates they are")
     options.add_argument("--no-correction", action="store_true")
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
+    options.add_argument("--schedule", choices=SCHEDULES, help="of the candidates, over the run")
     options.add_argument("--bf16", action="store_true", help="weights of a sparse output layer in bfloat16")
     options.add_argument("--rowwise", action="store_true", help="one second moment a row, in sparse runs")
     options.add_argument(
@@ -251,7 +281,7 @@ def main(argv: list[str] | None = None) -> None:
     result_path, state_path = arguments.out / f"{name}.json", arguments.out / f"{name}.pt"
     arguments.out.mkdir(parents=True, exist_ok=True)
     unrecorded = [option for option, default in LATER_OPTIONS.items() if getattr(arguments, option) == default]
-    settings = common.settings(arguments, "threads", "epochs", *unrecorded)
+    settings = common.settings(arguments, "threads", "epochs", "only_last", *unrecorded)
     parts = arguments.epochs * arguments.evals_per_epoch
     if result_path.exists() and not state_path.exists():
         finished = json.loads(result_path.read_text())
@@ -278,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
             "epoch": int(epochs) if epochs.is_integer() else epochs,
             "train_cpu_seconds": seconds,
             "train_loss": float(loss),
-            **run.measure(),
+            **({} if arguments.only_last and part + 1 < parts else run.measure()),
         }
         if isinstance(run.model.head, ts.SparseLSHLinear):
             measured["stats"] = run.model.head.stats()

@@ -58,6 +58,11 @@ def whole_epochs(run: Run) -> list[dict[str, Any]]:
     return [measured for measured in run["epochs"] if measured["epoch"] == int(measured["epoch"])]
 
 
+def measured_after(run: Run, parts: int, metric: str) -> bool:
+    """Whether the run came that far and was measured there; some are measured at their end alone."""
+    return len(run["epochs"]) >= parts and metric in run["epochs"][parts - 1]
+
+
 def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
     """Method -> a cell for each problem: metrics after as many epochs as every method of the problem has.
 
@@ -86,7 +91,7 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
         complete = [
             full
             for of_lr in grouped.get((problem, label), {}).values()
-            if (full := [run for run in of_lr if len(run["epochs"]) >= epochs[problem]])
+            if (full := [run for run in of_lr if measured_after(run, epochs[problem], METRICS[problem][0])])
         ]
         if not complete:
             return MISSING
@@ -116,7 +121,7 @@ def time_to_accuracy(runs: list[Run], problem: str) -> str:
     grouped: dict[str, dict[tuple[str, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         arguments = run["arguments"]
-        if arguments["problem"] == problem and run["epochs"]:
+        if arguments["problem"] == problem and measured_after(run, 1, metric):
             grouped[label_of(arguments)][arguments["lr"], arguments["decay"]].append(run)
     if "dense" not in grouped:
         return MISSING

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy_tables
+import study_plots
 from accuracy_tables import Run
 from readme_tables import DENSE, ROOT, load
 
@@ -70,6 +71,7 @@ def accuracy_over_time(runs: list[Run]) -> Any:
             for run in runs
             if run["arguments"]["problem"] == PROBLEM
             and accuracy_tables.label_of(run["arguments"]) == method  # nothing about it other than by default
+            and accuracy_tables.measured_after(run, 1, "P@1")
         ]
         if not curves:
             continue
@@ -92,11 +94,12 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=ROOT / "docs")
     arguments = options.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    accuracies = accuracy_tables.of_default_size(load(arguments.results.parent / "accuracy" / "results", "*.json"))
-    accuracies += load(arguments.results, "time-to-accuracy/*.json")
+    study = load(arguments.results.parent / "accuracy" / "results", "*.json")
+    accuracies = accuracy_tables.of_default_size(study) + load(arguments.results, "time-to-accuracy/*.json")
     pictures = {
         "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
         "accuracy_over_time.png": accuracy_over_time(accuracies),
+        **study_plots.pictures(study),
     }
     for name, picture in pictures.items():
         picture.savefig(arguments.out / name, dpi=110)

@@ -15,13 +15,23 @@ from accuracy_tables import MISSING, Run, table
 
 METRICS = {
     "citeulike-tags": ("P@1", "P@3", "P@5"),
-    "diginetica": ("HR@1", "HR@5", "HR@20"),
+    "diginetica": ("HR@20", "HR@5", "HR@1"),
     "web-links": ("P@1", "P@3", "P@5"),
     "gowalla": ("R@20", "NDCG@20"),
     "wiki-text": ("P@1", "HR@3", "HR@5"),
+    "bibtex": ("P@1", "P@3", "P@5"),
+    "delicious": ("P@1", "P@3", "P@5"),
 }
 PARTS = {"citeulike-tags": 5, "diginetica": 20, "web-links": 5, "gowalla": 20, "wiki-text": 5}
-SAMPLE_METHODS = ("uniform", "hubs", "simhash", "kmeans", "exact")
+# As the Extreme Classification Repository lists them (Bhatia et al. 2016): P@1, P@3, P@5 on the same splits.
+PUBLISHED = {
+    "one-vs-all, linear (1-vs-All)": {"bibtex": (62.62, 39.09, 28.79), "delicious": (65.01, 58.88, 53.28)},
+    "one linear hidden layer (LEML)": {"bibtex": (62.54, 38.41, 28.21), "delicious": (65.67, 60.55, 56.08)},
+    "one linear hidden layer, ranking loss (WSABIE)": {
+        "bibtex": (54.78, 32.39, 23.98),
+        "delicious": (64.13, 58.13, 53.64),
+    },
+}
 
 
 class Key(NamedTuple):
@@ -33,6 +43,7 @@ class Key(NamedTuple):
     batch_size: str = "512"
     selection: str = "batch"
     momentum: bool = False
+    schedule: str = ""
 
 
 class Estimate(NamedTuple):
@@ -57,8 +68,9 @@ def finals(runs: list[Run]) -> Final:
     found: Final = defaultdict(list)
     for run in runs:
         arguments = run["arguments"]
-        setting = study.SETTINGS.get(arguments["problem"])
-        flags = ("relu", "no_correction", "no_logq", "bf16", "rowwise")
+        problem = arguments["problem"]
+        setting = study.SETTINGS.get(problem) or study.CLASSICS.get(problem)
+        flags = ("relu",) * (problem not in study.CLASSICS) + ("no_correction", "no_logq", "bf16", "rowwise")
         if setting is None or any(arguments.get(flag, "False") == "True" for flag in flags):
             continue
         is_dense = arguments["method"] == "dense"
@@ -67,13 +79,20 @@ def finals(runs: list[Run]) -> Final:
             float(arguments["lr"]) == (setting.dense_lr if is_dense else setting.lr)
             and int(arguments["decay"]) == setting.decay
             and len(run["epochs"]) == setting.epochs * setting.evals_per_epoch
-            and "xent" in run["epochs"][-1]
-            and (is_dense or not momentum)
+            and (is_dense or ("xent" in run["epochs"][-1] and not momentum))
         )
         if as_set:
             sizes = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-            key = Key(arguments["problem"], arguments["method"], *sizes, is_dense and momentum)
-            found[key].append({**run["epochs"][-1], "seed": arguments["seed"]})
+            key = Key(
+                arguments["problem"], arguments["method"], *sizes, is_dense and momentum, arguments.get("schedule", "")
+            )
+            seconds = sum(part["train_cpu_seconds"] for part in run["epochs"])
+            rehash = run["epochs"][-1].get("stats", {}).get("rehash_share", 0.0)
+            halfway = run["epochs"][len(run["epochs"]) // 2 - 1]
+            early = {f"{name}/halfway": halfway[name] for name in METRICS[problem] if name in halfway}
+            found[key].append(
+                {**run["epochs"][-1], **early, "seconds": seconds, "rehash": rehash, "seed": arguments["seed"]}
+            )
     return found
 
 
@@ -90,9 +109,9 @@ def of(found: Final, key: Key, metric: str) -> Estimate | None:
 def cell(found: Final, key: Key) -> str:
     """The first metric in percent and the cross-entropy in nats."""
     first, xent = (of(found, key, metric) for metric in (METRICS[key.problem][0], "xent"))
-    if first is None or xent is None:
+    if first is None:
         return MISSING
-    return f"{first.show(100)}, {xent.show(1, 3)}"
+    return f"{first.show(100)}, {'not measured' if xent is None else xent.show(1, 3)}"
 
 
 def headings(problems: tuple[str, ...]) -> dict[str, str]:
@@ -109,12 +128,22 @@ def selectors(found: Final) -> str:
 
 
 def samples(found: Final) -> str:
-    """Candidates of each sample's own."""
-    rows = {
-        method: [cell(found, Key(p, method, "512", selection="sample")) for p in study.SAMPLED]
-        for method in SAMPLE_METHODS
-    }
-    return table("512 candidates of each sample's own", rows, headings(study.SAMPLED))
+    """Candidates of each sample's own, with processor seconds of training."""
+
+    def timed(key: Key) -> str:
+        seconds = of(found, key, "seconds")
+        return MISSING if seconds is None else f"{cell(found, key)}, {seconds.mean:.0f} s"
+
+    rows = {}
+    for method in ("uniform", "uniform, as long", "hubs", "simhash", "kmeans", "exact"):
+        name = method.split(",")[0]
+        sizes = study.IN_EQUAL_TIME if name != method else dict.fromkeys(study.SAMPLED, 512)
+        rows[method] = [timed(Key(p, name, str(sizes[p]), selection="sample")) for p in study.SAMPLED]
+    longer = " and ".join(f"{study.IN_EQUAL_TIME[p]:,}" for p in study.SAMPLED)
+    rows[f"uniform with {longer} candidates"] = rows.pop("uniform, as long")
+    return table(
+        "512 candidates of each sample's own", rows, {p: f"{h}, training" for p, h in headings(study.SAMPLED).items()}
+    )
 
 
 def difference(found: Final, one: Key, other: Key) -> str:
@@ -186,8 +215,42 @@ def by_frequency(found: Final) -> str:
     return table("frequent labels and the others", rows, columns)
 
 
+def schedules(found: Final) -> str:
+    """What the hashed default gains from schedules: the first metric half way and at the end, and rehashing."""
+    problem = "citeulike-tags"
+    metric, rows = METRICS[problem][0], {}
+    for schedule in ("", *study.SCHEDULES):
+        key = Key(problem, "kmeans", schedule=schedule)
+        early, last = of(found, key, f"{metric}/halfway"), of(found, key, metric)
+        xent, rehash = of(found, key, "xent"), of(found, key, "rehash")
+        shown = [(early, 100.0, 1), (last, 100.0, 1), (xent, 1.0, 3), (rehash, 100.0, 1)]
+        name = schedule.replace("-", " ") or "none"
+        rows[name] = [MISSING if got is None else got.show(scale, digits) for got, scale, digits in shown]
+    columns = (f"{metric} half way", f"{metric} at the end", "xent at the end", "% of the time rehashing")
+    return table(problem, rows, {column: column for column in columns})
+
+
+def classics(found: Final) -> str:
+    """Small data sets: all precisions beside those of published linear models."""
+    rows = {}
+    for name, key in (
+        ("SparseLSHLinear", Key("", "kmeans", batch_size="64")),
+        ("nn.Linear", Key("", "dense", batch_size="64", momentum=True)),
+    ):
+        cells = []
+        for problem in study.CLASSICS:
+            got = [of(found, key._replace(problem=problem), metric) for metric in METRICS[problem]]
+            cells.append(" / ".join(MISSING if one is None else one.show(100) for one in got))
+        rows[f"one hidden layer of 512 with ReLU, {name}"] = cells
+    for name, published in PUBLISHED.items():
+        rows[f"{name}, published"] = [
+            " / ".join(f"{value:.1f}" for value in published[problem]) for problem in study.CLASSICS
+        ]
+    return table("P@1 / P@3 / P@5", rows, {problem: problem for problem in study.CLASSICS})
+
+
 def tables(runs: list[Run]) -> dict[str, str]:
     """Name -> table, for accuracy/README.md."""
     found = finals(runs)
-    makers = (selectors, samples, against_uniform, against_dense, by_frequency)
+    makers = (selectors, samples, against_uniform, against_dense, by_frequency, schedules, classics)
     return {maker.__name__.replace("_", " "): maker(found) for maker in makers}

@@ -120,6 +120,15 @@ def test_measuring_more_often_changes_no_step(accuracy, folder):
         }
 
 
+def test_a_run_measured_at_its_end_alone_ends_alike(accuracy, folder):
+    arguments = ["--problem", "points", "--method", "kmeans", *SMALL]
+    accuracy.main([*arguments, "--out", str(folder / "always")])
+    accuracy.main([*arguments, "--only-last", "--out", str(folder / "last")])
+    always, last = (without_clocks(result_of(folder / where)) for where in ("always", "last"))
+    assert last[-1] == always[-1]
+    assert last[0].keys() == {"epoch", "train_loss", "stats"}
+
+
 def test_results_older_than_an_option_are_recognised(accuracy, folder, capsys):
     arguments = ["--problem", "points", "--method", "dense", *SMALL, "--out", str(folder / "out")]
     accuracy.main(arguments)

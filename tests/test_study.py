@@ -20,7 +20,7 @@ def tables(study):
 def test_every_run_is_one_that_accuracy_takes_and_named_for_itself(study):
     accuracy = script("accuracy")
     names = set()
-    cases = study.cases(list(study.PARTS), list(study.SETTINGS))
+    cases = study.cases(list(study.PARTS), list(study.PROBLEMS), list(study.METHODS))
     for case in cases:
         arguments = accuracy.parser().parse_args(study.command(case))
         if arguments.row_momentum is None:
@@ -40,14 +40,14 @@ def test_workers_share_the_runs(study, capsys):
 
 
 def run_of(problem="gowalla", method="kmeans", seed=0, metrics=None, **arguments):
-    setting = {"gowalla": (4, 3, "0.002"), "diginetica": (2, 1, "0.002")}[problem]
+    setting = {"gowalla": (4, 3, "0.002"), "diginetica": (2, 1, "0.002"), "citeulike-tags": (10, 5, "0.002")}[problem]
     common = {"relu": "False", "no_correction": "False", "row_momentum": str(method == "dense"), "lr": setting[2]}
     sizes = {"num_active": "None", "batch_size": "512", "decay": str(setting[1])}
     measured = {"xent": 8.0, **(metrics or {})}
     return {
         "arguments": {"problem": problem, "method": method, "seed": str(seed), **common, **sizes, **arguments},
-        "epochs": [{"epoch": i + 1, "xent": 99.0, "R@20": 0.0, "HR@1": 0.0} | (measured if i + 1 == setting[0] else {})
-                   for i in range(setting[0])],
+        "epochs": [{"epoch": i + 1, "train_cpu_seconds": 2.0, "xent": 99.0, "P@1": 0.4, "R@20": 0.0, "HR@20": 0.0}
+                   | (measured if i + 1 == setting[0] else {}) for i in range(setting[0])],
     }  # fmt: skip
 
 
@@ -71,15 +71,78 @@ def test_runs_of_another_kind_are_left_out(tables, changes):
     assert tables.finals([run_of()])
 
 
-def test_unfinished_runs_and_runs_without_cross_entropy_are_left_out(tables):
-    cut, old = run_of(), run_of()
+def test_unfinished_runs_and_sparse_ones_without_cross_entropy_are_left_out(tables):
+    cut, old, dense = run_of(), run_of(), run_of(method="dense", metrics={"R@20": 0.15})
     cut["epochs"].pop()
-    del old["epochs"][-1]["xent"]
-    assert not tables.finals([cut, old])
+    for run in (old, dense):
+        del run["epochs"][-1]["xent"]
+    found = tables.finals([cut, old, dense])
+    assert list(found) == [(key := tables.Key("gowalla", "dense", momentum=True))]
+    assert tables.cell(found, key) == "15.0, not measured"
+
+
+def test_samples_say_what_they_took(tables):
+    sample = {"selection": "sample", "num_active": "512"}
+    runs = [run_of("citeulike-tags", seed=seed, metrics={"P@1": 0.5}, **sample) for seed in range(2)]
+    shown = tables.samples(tables.finals(runs))
+    assert "| kmeans | 50.0 ± 0.00, 8.000 ± 0.0000, 20 s | not measured |" in shown
+    assert "| uniform with 2,048 and 4,096 candidates | not measured |" in shown
+
+
+def test_schedules_are_shown_half_way_and_at_the_end(tables):
+    stats = {"stats": {"rehash_share": 0.05}}
+    plain = run_of("citeulike-tags", metrics={"P@1": 0.5, **stats})
+    other = run_of("citeulike-tags", metrics={"P@1": 0.51, **stats}, schedule="growing-budget")
+    shown = tables.schedules(tables.finals([plain, other]))
+    assert "| none | 40.0 | 50.0 | 8.000 | 5.0 |" in shown
+    assert "| growing budget | 40.0 | 51.0 | 8.000 | 5.0 |" in shown
+    assert "| uniform first | not measured |" in shown
+
+
+def test_pictures_are_drawn_of_what_was_measured(tables, tmp_path):
+    plots = script("study_plots")
+    sizes = [("None", 0.15), ("512", 0.14), ("8192", 0.16)]
+    runs = [run_of(num_active=size, metrics={"R@20": value}) for size, value in sizes]
+    runs += [run_of(num_active="512", seed=1, metrics={"R@20": 0.16})]
+    found = tables.finals(runs)
+    points = plots.points(found, tables.Key("gowalla", "kmeans"), "num_active", "R@20", 100.0)
+    assert points == [(512.0, pytest.approx(15.0), pytest.approx(1.0)), (1024.0, 15.0, 0.0), (8192.0, 16.0, 0.0)]
+    pytest.importorskip("matplotlib")
+    drawn = plots.pictures(runs)
+    assert drawn.keys() == {"study_budgets.png"}
+    drawn["study_budgets.png"].savefig(tmp_path / "budgets.png")
+
+
+def test_every_schedule_that_is_asked_for_is_known_and_changes_a_run(study, tmp_path, monkeypatch):
+    accuracy = script("accuracy")
+    assert set(study.SCHEDULES) == accuracy.SCHEDULES.keys()
+    write_points(tmp_path, 2000)
+    monkeypatch.setenv("TORCH_SLIDE_DATA", str(tmp_path))
+    arguments = [
+        "--problem",
+        "points",
+        "--method",
+        "kmeans",
+        "--num-active",
+        "64",
+        *SMALL,
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    runs = {}
+    for schedule in (None, *study.SCHEDULES):
+        accuracy.main([*arguments, *(["--schedule", schedule] if schedule else [])])
+        (path,) = (tmp_path / "o").iterdir()
+        runs[schedule] = json.loads(path.read_text())["epochs"][-1]["train_loss"]
+        assert (schedule or "seed") in path.name
+        path.unlink()
+    # Two epochs end before the first rehash, and with it before the first hit.
+    changed = {schedule for schedule, loss in runs.items() if loss != runs[None]}
+    assert changed == {"growing-budget", "correction-later", "correction-comes-in"}
 
 
 def test_one_seed_has_no_error(tables):
-    found = tables.finals([run_of("diginetica", metrics={"HR@1": 0.06, "xent": 7.8})])
+    found = tables.finals([run_of("diginetica", metrics={"HR@20": 0.06, "xent": 7.8})])
     assert tables.cell(found, tables.Key("diginetica", "kmeans")) == "6.0, 7.800"
 
 

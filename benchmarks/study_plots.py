@@ -1,0 +1,78 @@
+"""Pictures of the runs that accuracy/study.py asks for: metrics over the budget and over the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import study_tables
+from accuracy_tables import Run
+from study_tables import METRICS, Final, Key
+
+COLOURS = {"kmeans": "tab:blue", "uniform": "tab:green"}
+SIZES = {
+    "num_active": ("None", "512", "2048", "8192"),
+    "batch_size": ("512", "64", "128", "256", "1024", "2048"),
+}
+LABELS = {"num_active": "candidates beyond the labels, for a batch of 512", "batch_size": "batch size"}
+DEFAULT_ACTIVE = 1024
+
+
+def points(found: Final, key: Key, size: str, metric: str, scale: float) -> list[tuple[float, float, float]]:
+    """(size, mean, standard error or 0) where it was measured, in ascending order."""
+    measured = []
+    for value in SIZES[size]:
+        got = study_tables.of(found, key._replace(**{size: value}), metric)
+        if got is not None:
+            error = 0.0 if got.seeds == 1 else got.error
+            measured.append((float(DEFAULT_ACTIVE if value == "None" else value), scale * got.mean, scale * error))
+    return sorted(measured)
+
+
+def draw(axes: Any, found: Final, problem: str, size: str, metric: str, scale: float) -> None:
+    """Both methods, and the better dense layer as a line."""
+    for method, colour in COLOURS.items():
+        if got := points(found, Key(problem, method), size, metric, scale):
+            x, y, errors = zip(*got, strict=True)
+            axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=method)
+    dense = [study_tables.of(found, Key(problem, "dense", momentum=momentum), metric) for momentum in (True, False)]
+    if values := [scale * got.mean for got in dense if got is not None]:
+        best = min(values) if metric == "xent" else max(values)
+        axes.axhline(best, color="tab:gray", linestyle="--", label="nn.Linear, batch 512")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    axes.grid(alpha=0.3)
+
+
+def over(found: Final, size: str) -> Any:
+    """A column for every problem with more than one size measured: first metric above, cross-entropy below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    problems = [
+        problem
+        for problem in study_tables.study.SETTINGS
+        if len(points(found, Key(problem, "kmeans"), size, METRICS[problem][0], 1.0)) > 1
+    ]
+    if not problems:
+        return None
+    made, grid = pyplot.subplots(
+        2, len(problems), figsize=(3.6 * len(problems), 6), sharex=True, squeeze=False, layout="constrained"
+    )
+    for column, problem in enumerate(problems):
+        metric = METRICS[problem][0]
+        draw(grid[0, column], found, problem, size, metric, 100.0)
+        draw(grid[1, column], found, problem, size, "xent", 1.0)
+        grid[0, column].set(title=problem, ylabel=f"test {metric}, %")
+        grid[1, column].set(ylabel="test cross-entropy, nats")
+    made.supxlabel(LABELS[size])
+    grid[0, 0].legend()
+    return made
+
+
+def pictures(runs: list[Run]) -> dict[str, Any]:
+    """File name -> figure, of what was measured."""
+    found = study_tables.finals(runs)
+    drawn = {"study_budgets.png": over(found, "num_active"), "study_batches.png": over(found, "batch_size")}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
