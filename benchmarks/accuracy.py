@@ -94,7 +94,7 @@ def exact_loss(model: nn.Module, batch: Any) -> Tensor:
 def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namespace) -> nn.Linear:
     if method == "dense":
         return nn.Linear(hidden, outputs)
-    size = (arguments.seed, arguments.num_active, arguments.selection)
+    size = (arguments.seed, arguments.num_active, arguments.selection, arguments.batch_size)
     config = common.lsh_config(method, hidden, outputs, *size).replace(
         correction=not arguments.no_correction, logq=not arguments.no_logq
     )

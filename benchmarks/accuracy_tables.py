@@ -44,11 +44,11 @@ def table(title: str, rows: dict[str, list[str]], columns: dict[str, str]) -> st
 
 
 def of_default_size(runs: list[Run]) -> list[Run]:
-    """Those of the batch and the budget that the README speaks of."""
+    """Those of the batch and the budget that the README speaks of, without a schedule."""
 
     def is_default(arguments: dict[str, str]) -> bool:
         size = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-        return size == ("None", "512", "batch")
+        return size == ("None", "512", "batch") and "schedule" not in arguments
 
     return [run for run in runs if is_default(run["arguments"])]
 

@@ -9,6 +9,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,20 @@ def planted_problem(outputs: int, points: int, test_points: int = 0, seed: int =
 
 
 def lsh_config(
-    method: str, hidden: int, outputs: int, seed: int, num_active: int | None = None, selection: str = "batch"
+    method: str,
+    hidden: int,
+    outputs: int,
+    seed: int,
+    num_active: int | None = None,
+    selection: str = "batch",
+    batch_size: int | None = None,
 ) -> ts.LSHConfig:
-    """What LSHConfig.auto says, for a hash family or for another selector than tables."""
+    """What LSHConfig.auto says, for a hash family, which has tables at any batch size, or for another selector."""
     changes = {"seed": seed} if method in FAMILIES else {"seed": seed, "selector": method}
     family = method if method in FAMILIES else "kmeans"
-    config = ts.LSHConfig.auto(hidden, outputs, family=family, num_active=num_active, selection=selection)
-    return config.replace(**changes)
+    auto = partial(ts.LSHConfig.auto, hidden, outputs, family=family, num_active=num_active, selection=selection)
+    config = auto(batch_size=batch_size)
+    return (config if config.selector == "lsh" else auto()).replace(**changes)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

@@ -6,6 +6,7 @@ import math
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,10 +70,10 @@ def finals(runs: list[Run]) -> Final:
     for run in runs:
         arguments = run["arguments"]
         problem = arguments["problem"]
-        setting = study.SETTINGS.get(problem) or study.CLASSICS.get(problem)
         flags = ("relu",) * (problem not in study.CLASSICS) + ("no_correction", "no_logq", "bf16", "rowwise")
-        if setting is None or any(arguments.get(flag, "False") == "True" for flag in flags):
+        if problem not in study.PROBLEMS or any(arguments.get(flag, "False") == "True" for flag in flags):
             continue
+        setting = study.setting_of(problem, int(arguments["batch_size"]))
         is_dense = arguments["method"] == "dense"
         momentum = arguments.get("row_momentum", "True") == "True"
         as_set = (
@@ -127,23 +128,35 @@ def selectors(found: Final) -> str:
     return table("batch 512, 1,024 candidates", rows, headings(problems))
 
 
+def timed(found: Final, key: Key) -> str:
+    """As :func:`cell`, with processor seconds of training."""
+    seconds = of(found, key, "seconds")
+    return MISSING if seconds is None else f"{cell(found, key)}, {seconds.mean:.0f} s"
+
+
+def timed_headings(problems: Iterable[str]) -> dict[str, str]:
+    return {problem: f"{heading}, training" for problem, heading in headings(tuple(problems)).items()}
+
+
+def few_samples(found: Final) -> str:
+    """Candidates that a batch of 8 shares."""
+    rows = {}
+    for method, size in (("uniform", "None"), ("uniform", "4096"), ("kmeans", "None"), ("exact", "None")):
+        keys = [Key(p, method, size, str(study.FEW_SAMPLES)) for p in study.FEW]
+        rows[f"{method}, {'1,024' if size == 'None' else '4,096'} candidates"] = [timed(found, key) for key in keys]
+    return table(f"batch {study.FEW_SAMPLES}", rows, timed_headings(study.FEW))
+
+
 def samples(found: Final) -> str:
-    """Candidates of each sample's own, with processor seconds of training."""
-
-    def timed(key: Key) -> str:
-        seconds = of(found, key, "seconds")
-        return MISSING if seconds is None else f"{cell(found, key)}, {seconds.mean:.0f} s"
-
+    """Candidates of each sample's own."""
     rows = {}
     for method in ("uniform", "uniform, as long", "hubs", "simhash", "kmeans", "exact"):
         name = method.split(",")[0]
         sizes = study.IN_EQUAL_TIME if name != method else dict.fromkeys(study.SAMPLED, 512)
-        rows[method] = [timed(Key(p, name, str(sizes[p]), selection="sample")) for p in study.SAMPLED]
+        rows[method] = [timed(found, Key(p, name, str(sizes[p]), selection="sample")) for p in study.SAMPLED]
     longer = " and ".join(f"{study.IN_EQUAL_TIME[p]:,}" for p in study.SAMPLED)
     rows[f"uniform with {longer} candidates"] = rows.pop("uniform, as long")
-    return table(
-        "512 candidates of each sample's own", rows, {p: f"{h}, training" for p, h in headings(study.SAMPLED).items()}
-    )
+    return table("512 candidates of each sample's own", rows, timed_headings(study.SAMPLED))
 
 
 def difference(found: Final, one: Key, other: Key) -> str:
@@ -171,6 +184,7 @@ def against_uniform(found: Final) -> str:
         "batch 512, 1,024 candidates": {},
         **{f"batch 512, {n:,} candidates": {"num_active": str(n)} for n in (512, 2048, 8192)},
         **{f"batch {b:,}, 1,024 candidates": {"batch_size": str(b)} for b in (64, 128, 256, 1024, 2048)},
+        f"batch {study.FEW_SAMPLES}, 1,024 candidates": {"batch_size": str(study.FEW_SAMPLES)},
         "512 candidates of each sample's own": {"num_active": "512", "selection": "sample"},
     }
     rows = {
@@ -182,19 +196,18 @@ def against_uniform(found: Final) -> str:
 
 
 def against_dense(found: Final) -> str:
-    """All precisions of the hashed default with 4,096 candidates or 1 %, beside the better dense layer."""
+    """All precisions with 4,096 candidates or 1 %, hashed and uniform, beside the better dense layer."""
     rows = {}
     for problem, setting in study.SETTINGS.items():
-        mine = Key(problem, "kmeans", str(max(4096, setting.outputs // 100)))
         dense = [Key(problem, "dense", momentum=momentum) for momentum in (True, False)]
-        cells = []
         for metric in METRICS[problem]:
-            ours = of(found, mine, metric)
+            size = str(max(4096, setting.outputs // 100))
+            ours = [of(found, Key(problem, method, size), metric) for method in study.CONTROLLED]
             best = max((theirs.mean for key in dense if (theirs := of(found, key, metric))), default=None)
-            shown = MISSING if ours is None else ours.show(100, 2)
-            cells.append(f"{metric} {shown} (dense {MISSING if best is None else f'{100 * best:.2f}'})")
-        rows[problem] = ["; ".join(cells)]
-    return table("problem", rows, {"": "max(4,096, 1 % of the outputs) candidates, batch 512"})
+            cells = [MISSING if one is None else one.show(100, 2) for one in ours]
+            rows[f"{problem}, {metric}"] = [*cells, MISSING if best is None else f"{100 * best:.2f}"]
+    columns = (*study.CONTROLLED, "nn.Linear")
+    return table("max(4,096, 1 % of the outputs) candidates, batch 512", rows, {name: name for name in columns})
 
 
 def by_frequency(found: Final) -> str:
@@ -252,5 +265,5 @@ def classics(found: Final) -> str:
 def tables(runs: list[Run]) -> dict[str, str]:
     """Name -> table, for accuracy/README.md."""
     found = finals(runs)
-    makers = (selectors, samples, against_uniform, against_dense, by_frequency, schedules, classics)
+    makers = (selectors, few_samples, samples, against_uniform, against_dense, by_frequency, schedules, classics)
     return {maker.__name__.replace("_", " "): maker(found) for maker in makers}

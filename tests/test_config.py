@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from functools import partial
 
 import pytest
 
@@ -112,6 +113,21 @@ def test_auto_takes_fewer_tables_when_memory_is_short():
 def test_auto_wants_sizes(sizes, name):
     with pytest.raises(ValueError, match=f"LSHConfig.auto: expected {name}.* to be at least 1, got {min(sizes)}"):
         LSHConfig.auto(*sizes)
+
+
+def test_auto_answers_by_the_samples_that_share_candidates():
+    auto, same = partial(LSHConfig.auto, 128, 325_729), {"selection": "batch", "rehash": LSHConfig.auto(8, 8).rehash}
+    unknown, sample = auto(), auto(selection="sample")
+    assert unknown == auto(batch_size=9) == auto(batch_size=63)
+    assert sample == auto(selection="sample", batch_size=1) == auto(selection="sample", batch_size=512)
+    assert (unknown.selector, unknown.refine) == ("lsh", 1)
+    for few in (1, 8):
+        assert auto(batch_size=few) == sample.replace(**same)
+    for many in (64, 4096):
+        assert auto(batch_size=many) == unknown.replace(selector="uniform")
+        assert auto(batch_size=many, memory_limit=1).selector == "uniform"  # which has no tables
+    with pytest.raises(ValueError, match=r"LSHConfig.auto: expected batch_size to be at least 1, got 0"):
+        auto(batch_size=0)
 
 
 def test_auto_wants_a_family():

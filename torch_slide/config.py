@@ -16,12 +16,13 @@ SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
 # LSHConfig.auto: candidates beyond the labels, the shares of the uniform tail and of hubs among them, probes of a query
-# and hits that are scored for one that stays, each for candidates of a batch and of a sample (benchmarks/accuracy has
-# the figures); room in a bucket over its mean occupancy.
+# and hits that are scored for one that stays, each for candidates of a batch, and of a sample or a few (benchmarks/
+# accuracy has the figures); room in a bucket over its mean occupancy.
 _DEFAULT_ACTIVE, _DEFAULT_UNIFORM = 1024, 0.375
 _DEFAULT_HUBS = (0.3125, 0.0)
 _PROBES = (4, 16)
 _REFINE = (1, 4)
+_FEW_SAMPLES, _MANY_SAMPLES = 8, 64
 _ROOM = 3.0
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
@@ -231,6 +232,7 @@ class LSHConfig:
         family: str = "kmeans",
         num_active: int | None = None,
         selection: str = "batch",
+        batch_size: int | None = None,
     ) -> LSHConfig:
         """A configuration for a layer of this size.
 
@@ -243,16 +245,21 @@ class LSHConfig:
             num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
             selection: "batch", where a batch finds little that hubs and labels don't hold, or "sample", where all
                 depends on what is found: more probes then, exact scores for four hits in place of one, and no hubs.
+            batch_size: samples that share candidates, if it is known. Up to 8 depend on what is found as one does.
+                From 64 on the labels of the others and a uniform tail train as well as hits, so that the answer is
+                ``selector="uniform"``, without tables (benchmarks/accuracy/README.md has the figures).
 
         Raises:
             ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
         """
         num_active = min(max(1, out_features), _DEFAULT_ACTIVE) if num_active is None else num_active
-        for name, size in (("in_features", in_features), ("out_features", out_features), ("num_active", num_active)):
+        sizes = {"in_features": in_features, "out_features": out_features, "num_active": num_active}
+        for name, size in (sizes if batch_size is None else {**sizes, "batch_size": batch_size}).items():
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
-        alone = selection == "sample"
+        few = selection == "sample" or (batch_size is not None and batch_size <= _FEW_SAMPLES)
+        hashed = selection == "sample" or batch_size is None or batch_size < _MANY_SAMPLES
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
@@ -262,9 +269,10 @@ class LSHConfig:
                 num_tables=num_tables,
                 hashes_per_table=cls._auto_hashes(family, out_features),
                 num_active=num_active,
-                num_hubs=round(_DEFAULT_HUBS[alone] * num_active),
+                num_hubs=round(_DEFAULT_HUBS[few] * num_active),
                 selection=selection,
-                refine=_REFINE[alone],
+                selector="lsh" if hashed else "uniform",
+                refine=_REFINE[few],
                 uniform_fraction=_DEFAULT_UNIFORM,
                 logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
@@ -272,9 +280,9 @@ class LSHConfig:
             mean = max(1.0, out_features / config.num_buckets)
             config = config.replace(
                 bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)),
-                probes=min(_PROBES[alone], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
+                probes=min(_PROBES[few], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
             )
-            if config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
+            if not hashed or config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
                 return config
         wanted = config.table_bytes(out_features) + config.hash_bytes(in_features)
         raise ValueError(f"LSHConfig.auto: expected memory_limit to be at least {wanted} bytes, got {limit}")

@@ -49,6 +49,9 @@ SETTINGS = {
 }
 # Of a problem with hundreds of outputs all are candidates by default: these say how the network compares with others.
 CLASSICS = {"bibtex": Setting(8, 4, 1e-3, 1e-3, 159), "delicious": Setting(15, 10, 1e-3, 1e-3, 983)}
+# Batches of 8 learn in fewer epochs.
+FEW = {"citeulike-tags": Setting(2, 1, 1e-3, 1e-3, 52_946), "web-links": Setting(2, 1, 1e-3, 1e-3, 325_729)}
+FEW_SAMPLES = 8
 SAMPLED = ("citeulike-tags", "web-links")
 # Uniform candidates of each sample's own that take the time of 512 with hits, by the processor seconds of the runs.
 SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift")
@@ -58,9 +61,14 @@ PROBLEMS = (*SETTINGS, *CLASSICS)
 Case = dict[str, Any]
 
 
+def setting_of(problem: str, batch_size: int) -> Setting:
+    """How batches of that size are trained."""
+    return FEW[problem] if batch_size == FEW_SAMPLES and problem in FEW else {**SETTINGS, **CLASSICS}[problem]
+
+
 def case(problem: str, method: str, seed: int = 0, **options: Any) -> Case:
     """Options of accuracy.py by name."""
-    setting = {**SETTINGS, **CLASSICS}[problem]
+    setting = setting_of(problem, options.get("batch_size", 512))
     chosen: Case = {"problem": problem, "method": method, "epochs": setting.epochs, "decay": setting.decay}
     if setting.evals_per_epoch > 1:
         chosen["evals_per_epoch"] = setting.evals_per_epoch
@@ -77,8 +85,8 @@ def selectors() -> Iterator[Case]:
 
 def against_dense() -> Iterator[Case]:
     """4,096 candidates or 1 % of the outputs."""
-    for seed, problem in itertools.product(SEEDS, SETTINGS):
-        yield case(problem, "kmeans", seed, num_active=max(4096, SETTINGS[problem].outputs // 100))
+    for method, problem, seed in itertools.product(CONTROLLED, SETTINGS, SEEDS):
+        yield case(problem, method, seed, num_active=max(4096, SETTINGS[problem].outputs // 100))
 
 
 def samples() -> Iterator[Case]:
@@ -114,6 +122,15 @@ def dense() -> Iterator[Case]:
         yield case(problem, "dense", row_momentum=momentum)
 
 
+def few_samples() -> Iterator[Case]:
+    """Candidates that a batch of 8 shares, and as many uniform ones as take the time of finding them."""
+    for problem, seed in itertools.product(FEW, SEEDS):
+        yield case(problem, "kmeans", seed, batch_size=FEW_SAMPLES)
+        yield case(problem, "uniform", seed, batch_size=FEW_SAMPLES)
+        yield case(problem, "uniform", seed, batch_size=FEW_SAMPLES, num_active=4096)
+    yield case("citeulike-tags", "exact", batch_size=FEW_SAMPLES)
+
+
 def schedules() -> Iterator[Case]:
     """Uniform candidates first, a budget that grows, a correction that comes in, rehashes by drift."""
     for schedule, seed in itertools.product(SCHEDULES, SEEDS):
@@ -128,7 +145,7 @@ def classics() -> Iterator[Case]:
 
 PARTS = {
     part.__name__: part
-    for part in (selectors, against_dense, samples, rates, budgets, batches, schedules, classics, dense)
+    for part in (selectors, against_dense, few_samples, samples, rates, budgets, batches, schedules, classics, dense)
 }
 
 
