@@ -56,24 +56,34 @@ def refined(
         seed=config.seed,
     )
     is_hit = kinds == HIT
-    ids, owner = ids[is_hit], row_of(offsets, len(ids))[is_hit]
     with torch.autocast("cpu", enabled=False):
         if shared:
-            worth = _shares(hidden.float(), weight[ids].float(), None if bias is None else bias[ids].float())
+            ids = ids[is_hit]
+            rows, counts = _best_of_one(ids, _shares(hidden.float(), weight, bias, ids), spare)
         else:
+            ids, owner = ids[is_hit], row_of(offsets, len(ids))[is_hit]
             offsets = torch.cat([none.new_zeros(1), owner.bincount(minlength=groups).cumsum(0)])
             uses = functional.uses_by_row(offsets, ids, len(weight))
-            worth = functional.sampled_linear(hidden.to(weight.dtype), weight, bias, uses)
-    rows, counts = _best(ids, owner, worth.float(), groups, spare)
+            logits = functional.sampled_linear(hidden.to(weight.dtype), weight, bias, uses)
+            rows, counts = _best_of_each(ids, owner, logits.float(), groups, spare)
     return Sources.ranked(rows, counts, len(hidden))._replace(hubs=found.hubs)
 
 
-def _shares(hidden: Tensor, rows: Tensor, bias: Tensor | None) -> Tensor:
-    logits = hidden @ rows.T if bias is None else torch.addmm(bias, hidden, rows.T)
+def _shares(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor) -> Tensor:
+    # index_select copies whole rows, where weight[ids] would look at every element.
+    logits = hidden @ weight.index_select(0, ids).float().T
+    if bias is not None:
+        logits += bias[ids].float()
     return logits.softmax(1).sum(0)
 
 
-def _best(ids: Tensor, owner: Tensor, worth: Tensor, groups: int, most: int) -> tuple[Tensor, Tensor]:
+def _best_of_one(ids: Tensor, worth: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_best_of_each`, where there is one group."""
+    best = worth.topk(min(most, len(ids))).indices
+    return ids[best][None], torch.tensor([len(best)])
+
+
+def _best_of_each(ids: Tensor, owner: Tensor, worth: Tensor, groups: int, most: int) -> tuple[Tensor, Tensor]:
     """Of each group the rows of most worth, in its order: int64 [groups, width], and how many, int64 [groups]."""
     sizes = owner.bincount(minlength=groups)
     width = int(sizes.max()) if groups else 0
