@@ -10,7 +10,7 @@ from study_tables import METRICS, Final, Key
 
 COLOURS = {"kmeans": "tab:blue", "uniform": "tab:green"}
 SIZES = {
-    "num_active": ("None", "512", "2048", "8192"),
+    "num_active": ("None", "512", "2048", "4096", "8192"),
     "batch_size": ("512", "64", "128", "256", "1024", "2048"),
 }
 LABELS = {"num_active": "candidates beyond the labels, for a batch of 512", "batch_size": "batch size"}

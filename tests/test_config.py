@@ -139,6 +139,8 @@ def test_explain_says_what_counts():
     config = LSHConfig.auto(128, 325_729)
     text = config.explain(128, 325_729)
     assert "logQ" in text
+    assert "exact scores" not in text
+    assert "of 4 times as many the best by exact scores" in config.replace(refine=4).explain()
     assert "logQ" not in config.replace(logq=False).explain()
     for value in (config.num_active, config.num_tables, config.num_buckets, config.bucket_size, config.rehash.every):
         assert str(value) in text

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+import torch_slide as ts
 from torch_slide import data
 from torch_slide.train.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from torch_slide.train.cli import main
@@ -141,6 +142,22 @@ def test_learns_planted_labels(files, tmp_path, head):
     # Label 0 alone, the best constant answer, is right for a quarter of the points.
     assert last["P@1"] > 0.5
     assert 0 < last["P@5"] < last["P@3"] < last["P@1"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], {}),
+        (["--family", "simhash"], {"family": "simhash"}),
+        (["--selector", "hubs", "--seed", "3"], {"selector": "hubs", "seed": 3}),
+    ],
+)
+def test_the_layer_is_the_one_that_auto_would_choose(files, monkeypatch, more, expected):
+    seen, convert = [], ts.convert
+    monkeypatch.setattr(ts, "convert", lambda *args, **named: seen.append(named["lsh"]) or convert(*args, **named))
+    assert main(xc_args(files, "--epochs", "1", *more, head="sparse")) == 0
+    by_auto = {name: expected.pop(name) for name in ("family",) if name in expected}
+    assert seen == [ts.LSHConfig.auto(16, 500, num_active=64, **by_auto).replace(**expected)]
 
 
 @pytest.mark.parametrize("head", HEADS)

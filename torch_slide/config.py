@@ -318,9 +318,10 @@ class LSHConfig:
 
     def _explain_sources(self) -> str:
         weighted = " (weighted)" if self.correction else ""
+        refined = f", of {self.refine} times as many the best by exact scores" if self.refine > 1 else ""
         return (
             f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of most softmax), at least "
-            f"{self.min_uniform} uniform{weighted}, the rest {self.selector} hits"
+            f"{self.min_uniform} uniform{weighted}, the rest {self.selector} hits{refined}"
         )
 
     def _explain_tables(self) -> str:

@@ -231,10 +231,9 @@ def _start(
     model = problem.network(problem.num_inputs, nn.Linear(args.hidden, problem.num_outputs))
     optimizers: list[torch.optim.Optimizer]
     if head == "sparse":
-        chosen = {name: getattr(args, name) for name in ("num_active", "family", "selector", "seed")}
-        lsh = ts.LSHConfig.auto(args.hidden, problem.num_outputs).replace(
-            **{name: value for name, value in chosen.items() if value is not None}
-        )
+        family = {} if args.family is None else {"family": args.family}
+        lsh = ts.LSHConfig.auto(args.hidden, problem.num_outputs, num_active=args.num_active, **family)
+        lsh = lsh.replace(seed=args.seed, selector=args.selector or lsh.selector)
         model = ts.convert(model, targets=["head"], lsh=lsh, sparse_grad=True)
         optimizers = [ts.optim.LazyAdam(model.parameters(), lr=args.lr, row_momentum=False)]
     else:
