@@ -17,6 +17,14 @@ LABELS = {"num_active": "candidates beyond the labels, for a batch of 512", "bat
 DEFAULT_ACTIVE = 1024
 
 
+def alike(found: Final, problem: str, size: str) -> Final:
+    """The runs of the seeds that every size of both methods has, so that a curve shows sizes, not seeds."""
+    keys = [Key(problem, method)._replace(**{size: value}) for method in COLOURS for value in SIZES[size]]
+    measured = {key: found[key] for key in keys if key in found}
+    seeds = set.intersection(*({run["seed"] for run in runs} for runs in measured.values())) if measured else set()
+    return {key: [run for run in runs if run["seed"] in seeds] for key, runs in measured.items()}
+
+
 def points(found: Final, key: Key, size: str, metric: str, scale: float) -> list[tuple[float, float, float]]:
     """(size, mean, standard error or 0) where it was measured, in ascending order."""
     measured = []
@@ -29,9 +37,10 @@ def points(found: Final, key: Key, size: str, metric: str, scale: float) -> list
 
 
 def draw(axes: Any, found: Final, problem: str, size: str, metric: str, scale: float) -> None:
-    """Both methods, and the better dense layer as a line."""
+    """Both methods, from the same seeds, and the better dense layer as a line."""
+    both = alike(found, problem, size)
     for method, colour in COLOURS.items():
-        if got := points(found, Key(problem, method), size, metric, scale):
+        if got := points(both, Key(problem, method), size, metric, scale):
             x, y, errors = zip(*got, strict=True)
             axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=method)
     dense = [study_tables.of(found, Key(problem, "dense", momentum=momentum), metric) for momentum in (True, False)]

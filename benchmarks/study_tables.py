@@ -160,20 +160,18 @@ def samples(found: Final) -> str:
 
 
 def difference(found: Final, one: Key, other: Key) -> str:
-    """How far one method is above another: points of the first metric, percent of cross-entropy, two errors each."""
-    metric = METRICS[one.problem][0]
-    points, control = of(found, one, metric), of(found, other, metric)
-    xent, control_xent = of(found, one, "xent"), of(found, other, "xent")
-    if points is None or control is None or xent is None or control_xent is None:
-        return MISSING
+    """How far one method is above another, seed by seed: points of the first metric, percent of cross-entropy."""
     shown = []
-    for mine, theirs, scale, unit in (
-        (points, control, 100.0, ""),
-        (xent, control_xent, 100.0 / control_xent.mean, " %"),
-    ):
-        error = math.hypot(mine.error, theirs.error) * scale
-        spread = "" if math.isnan(error) else f" ± {error:.2f}"
-        shown.append(f"{(mine.mean - theirs.mean) * scale:+.2f}{spread}{unit}")
+    for metric, unit in ((METRICS[one.problem][0], ""), ("xent", " %")):
+        mine, theirs = (
+            {run["seed"]: run[metric] for run in found.get(key, ()) if metric in run} for key in (one, other)
+        )
+        if not (common := sorted(mine.keys() & theirs.keys())):
+            return MISSING
+        scale = 100.0 / statistics.mean(theirs[seed] for seed in common) if metric == "xent" else 100.0
+        above = estimate([(mine[seed] - theirs[seed]) * scale for seed in common])
+        spread = "" if math.isnan(above.error) else f" ± {above.error:.2f}"
+        shown.append(f"{above.mean:+.2f}{spread}{unit}")
     return ", ".join(shown)
 
 

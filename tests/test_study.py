@@ -61,6 +61,9 @@ def test_means_standard_errors_and_differences(tables):
     assert tables.cell(found, kmeans) == "16.0 ± 0.58, 8.000 ± 0.5774"
     assert tables.difference(found, kmeans, uniform) == "+1.00 ± 0.58, +0.00 ± 7.22 %"
     assert "| kmeans | not measured | not measured | not measured | 16.0 ± 0.58" in tables.selectors(found)
+    found[kmeans].pop(0)  # a seed that one of them lacks says nothing
+    assert tables.difference(found, kmeans, uniform) == "+1.50 ± 0.50, +6.25 ± 6.25 %"
+    assert tables.difference(found, kmeans, tables.Key("gowalla", "hubs")) == "not measured"
 
 
 @pytest.mark.parametrize(
@@ -110,6 +113,8 @@ def test_pictures_are_drawn_of_what_was_measured(tables, tmp_path):
     pytest.importorskip("matplotlib")
     drawn = plots.pictures(runs)
     assert drawn.keys() == {"study_budgets.png"}
+    assert plots.alike(found, "gowalla", "num_active").keys() == found.keys()
+    assert {run["seed"] for few in plots.alike(found, "gowalla", "num_active").values() for run in few} == {"0"}
     drawn["study_budgets.png"].savefig(tmp_path / "budgets.png")
 
 
