@@ -46,7 +46,7 @@ LATER_OPTIONS = {
     "selection": "batch",
     "schedule": None,
 }
-# What changes at which share of a run's steps; from there on, or from the start, all else is as without a schedule.
+# Share of a run's steps -> what changes there.
 SCHEDULES: dict[str, Callable[[ts.LSHConfig], dict[float, dict[str, Any]]]] = {
     "uniform-first": lambda config: {
         0.0: {"uniform_fraction": 1.0},

@@ -112,7 +112,7 @@ def cell(found: Final, key: Key) -> str:
     first, xent = (of(found, key, metric) for metric in (METRICS[key.problem][0], "xent"))
     if first is None:
         return MISSING
-    return f"{first.show(100)}, {'not measured' if xent is None else xent.show(1, 3)}"
+    return f"{first.show(100)}, {MISSING if xent is None else xent.show(1, 3)}"
 
 
 def headings(problems: tuple[str, ...]) -> dict[str, str]:

@@ -258,8 +258,9 @@ class LSHConfig:
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
-        few = selection == "sample" or (batch_size is not None and batch_size <= _FEW_SAMPLES)
-        hashed = selection == "sample" or batch_size is None or batch_size < _MANY_SAMPLES
+        sharing = 1 if selection == "sample" else batch_size
+        few = sharing is not None and sharing <= _FEW_SAMPLES
+        hashed = sharing is None or sharing < _MANY_SAMPLES
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)

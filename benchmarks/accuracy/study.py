@@ -53,9 +53,9 @@ CLASSICS = {"bibtex": Setting(8, 4, 1e-3, 1e-3, 159), "delicious": Setting(15, 1
 FEW = {"citeulike-tags": Setting(2, 1, 1e-3, 1e-3, 52_946), "web-links": Setting(2, 1, 1e-3, 1e-3, 325_729)}
 FEW_SAMPLES = 8
 SAMPLED = ("citeulike-tags", "web-links")
-# Uniform candidates of each sample's own that take the time of 512 with hits, by the processor seconds of the runs.
-SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift")
+# As many uniform candidates of each sample's own as take about the time of 512 with hits.
 IN_EQUAL_TIME = {"citeulike-tags": 2048, "web-links": 4096}
+SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift")
 PROBLEMS = (*SETTINGS, *CLASSICS)
 
 Case = dict[str, Any]
