@@ -2,9 +2,9 @@
 
     python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3
 
-The result is one JSON file per run. After every measurement a checkpoint (model, optimisers and the results so far, in
-one file that is replaced at once) is written beside it; a run that was cut short goes on from there, to the same bits,
-and one that is complete is left alone. Losses are means since the measurement before, times are processor seconds of
+The result is one JSON file per run, written at its end, so that no table shows half a run. After every measurement a
+checkpoint (model, optimisers and the results so far, in one file that is replaced at once) takes its place; a run that
+was cut short goes on from there, to the same bits, and one that is complete is left alone. Losses are means since the measurement before, times are processor seconds of
 the process since then, so that a run that was paused or shared the machine still says what it cost.
 """
 
@@ -315,7 +315,7 @@ def main(argv: list[str] | None = None) -> None:
         result["epochs"].append(measured)
         print(name, {k: round(v, 4) for k, v in measured.items() if k != "stats"}, flush=True)
         run.save(state_path, result)
-        result_path.write_text(json.dumps(result, indent=1) + "\n")
+    result_path.write_text(json.dumps(result, indent=1) + "\n")
     state_path.unlink(missing_ok=True)
 
 
