@@ -3,9 +3,10 @@
     python benchmarks/accuracy.py --problem web-links --method dense --lr 2e-3
 
 The result is one JSON file per run, written at its end, so that no table shows half a run. After every measurement a
-checkpoint (model, optimisers and the results so far, in one file that is replaced at once) takes its place; a run that
-was cut short goes on from there, to the same bits, and one that is complete is left alone. Losses are means since the measurement before, times are processor seconds of
-the process since then, so that a run that was paused or shared the machine still says what it cost.
+checkpoint (model, optimisers and the results so far, in one file that is replaced at once) takes its place; a run
+that was cut short goes on from there, to the same bits, and one that is complete is left alone. Losses are means
+since the measurement before, times are processor seconds of the process since then, so that a run that was paused or
+shared the machine still says what it cost.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -163,19 +164,24 @@ class Run:
         """Batches of one pass over the training rows."""
         return math.ceil(len(self.problem.train_rows) / self.arguments.batch_size)
 
-    def train_part(self, part: int) -> Tensor:
-        """The mean loss of the given part of the run, counted in parts of an epoch from the first one."""
+    def batches(self, part: int) -> Iterator[tuple[float, Any]]:
+        """Those of a part of the run, each with the epochs before it; parts of epochs count from the first one."""
         epoch, of_epoch = divmod(part, self.arguments.evals_per_epoch)
         first, end = (self.steps_per_epoch * i // self.arguments.evals_per_epoch for i in (of_epoch, of_epoch + 1))
         rows, batch_size = self.problem.train_rows, self.arguments.batch_size
         order = rows[data.epoch_order(len(rows), self.arguments.seed, epoch)]
         batches = data.batches(self.problem.train, batch_size, order, first)
-        losses = []
         for step, batch in enumerate(itertools.islice(batches, end - first), first):
+            yield epoch + step * batch_size / len(rows), batch
+
+    def train_part(self, part: int) -> Tensor:
+        """The mean loss of the given part of the run."""
+        losses = []
+        for progress, batch in self.batches(part):
             with self.autocast():
                 loss = self.loss_of(self.model, to(batch, self.arguments.device))
             loss.backward()
-            rate = learning_rate(epoch + step * batch_size / len(rows), self.arguments)
+            rate = learning_rate(progress, self.arguments)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = rate

@@ -61,11 +61,9 @@ def tell(selector: Selector, trained: Selector) -> None:
         selector.state["shares"].copy_(trained.state["shares"])
 
 
-def next_batch(run: accuracy.Run, epoch: int) -> tuple[torch.Tensor, Any]:
-    """Hidden vectors and targets of the batch that the run would train on at the beginning of that epoch."""
-    rows, arguments = run.problem.train_rows, run.arguments
-    order = rows[data.epoch_order(len(rows), arguments.seed, epoch)]
-    batch = next(iter(data.batches(run.problem.train, arguments.batch_size, order)))
+def next_batch(run: accuracy.Run, part: int) -> tuple[torch.Tensor, Any]:
+    """Hidden vectors and targets of the batch that the run would train on at the beginning of that part."""
+    _, batch = next(run.batches(part))
     with torch.no_grad():
         hidden = run.model.hidden(batch)
     return hidden, (batch.label_ids, batch.label_offsets) if hasattr(batch, "label_ids") else batch.targets
@@ -101,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     options.description = __doc__.splitlines()[0]
     options.set_defaults(epochs=5, decay=4)
     sampled = [method for method in accuracy.METHODS if method != "dense"]
-    options.add_argument("--stop", type=int, default=2, help="epochs to train before looking")
+    options.add_argument("--stop", type=int, default=2, help="epochs, or parts of one, to train before looking")
     options.add_argument("--methods", nargs="+", choices=sampled, default=sampled)
     options.add_argument("--budgets", type=int, nargs="+", default=[1024, 4096], help="values of num_active")
     options.add_argument("--draws", type=int, default=3)
@@ -112,8 +110,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(["--method", "kmeans", *(sys.argv[1:] if argv is None else argv)])
     machine = common.header(arguments.threads)
     run = accuracy.start(arguments)
-    for epoch in range(arguments.stop):
-        print(f"epoch {epoch + 1}: loss {float(run.train_part(epoch)):.4f}", flush=True)
+    for part in range(arguments.stop):
+        print(f"part {part + 1}: loss {float(run.train_part(part)):.4f}", flush=True)
     columns = ("top-1", "top-10", "mass", "at best", "cos(dh)", "bias", "cos(dW)", "bias")
     print(f"{'':12s} {'active':>8s} " + " ".join(f"{column:>7s}" for column in columns))
     rows = list(measured(run, arguments))

@@ -63,7 +63,7 @@ def retrieval(runs: list[Run]) -> str:
             rows = [row for row in run["retrieval"] if row["epochs"] == epochs]
             first = rows[0]
             parts += [
-                f"{run['arguments']['problem']}, {first['neurons']:,} outputs, after {epochs} of "
+                f"{run['arguments']['problem']}, {first['neurons']:,} outputs, after {epochs:g} of "
                 f"{run['arguments']['epochs']} epochs, {first['candidates']:,.0f} candidates of each query's own; as "
                 f"many hold {first['best_mass']:.3f} of the softmax at best:\n",
                 "| candidates | dense top-1 found | top-10 | softmax mass | of the best | us a query | rehash, s |",

@@ -174,8 +174,9 @@ def fidelity(runs: list[Run]) -> str:
     for run in runs:
         arguments, rows = run["arguments"], run["fidelity"]
         first = rows[0]["coverage"]
+        trained = int(arguments["stop"]) / int(arguments.get("evals_per_epoch", 1))
         lines = [
-            f"{arguments['problem']}, {first['neurons']:,} outputs, after {arguments['stop']} of {arguments['epochs']} "
+            f"{arguments['problem']}, {first['neurons']:,} outputs, after {trained:g} of {arguments['epochs']} "
             f"epochs, batch {first['samples']}:",
             "",
             "| selector | num_active | dense top-1 found | top-10 found | softmax mass | at best "

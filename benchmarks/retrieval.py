@@ -97,7 +97,7 @@ def looked(run: accuracy.Run, hidden: torch.Tensor, config: Config, rounds: int)
     }
 
 
-def measured(run: accuracy.Run, epochs: int, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measured(run: accuracy.Run, epochs: float, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every option."""
     hidden, head = queries(run, arguments.queries), run.model.head
     base = Config.auto(head.in_features, head.out_features).replace(
@@ -110,7 +110,7 @@ def measured(run: accuracy.Run, epochs: int, arguments: argparse.Namespace) -> I
         found = looked(run, hidden, option(base), arguments.rounds)
         shares = (*found["recall"].values(), found["mass"], found["best_mass"])
         print(
-            f"{epochs:2d} {name:68s} {found['candidates']:8,.0f} {' '.join(f'{share:6.3f}' for share in shares)} "
+            f"{epochs:4g} {name:68s} {found['candidates']:8,.0f} {' '.join(f'{share:6.3f}' for share in shares)} "
             f"{found['microseconds_a_query']:8.0f} {found['rehash_seconds']:7.2f}",
             flush=True,
         )
@@ -121,7 +121,9 @@ def parser() -> argparse.ArgumentParser:
     options = accuracy.parser()
     options.description = __doc__.splitlines()[0]
     options.set_defaults(epochs=5, decay=4)
-    options.add_argument("--stops", type=int, nargs="+", default=[1, 2, 5], help="epochs after which to look")
+    options.add_argument(
+        "--stops", type=int, nargs="+", default=[1, 2, 5], help="epochs, or parts of one, after which to look"
+    )
     options.add_argument("--queries", type=int, default=256)
     options.add_argument("--share", type=float, default=0.01, help="candidates of a query, of all rows")
     options.add_argument("--rounds", type=int, default=3, help="of which the time is the median")
@@ -133,12 +135,12 @@ def main(argv: list[str] | None = None) -> None:
     machine = common.header(arguments.threads)
     run = accuracy.start(arguments)
     columns = ("top-1", "top-10", "mass", "best", "us/query", "rehash s")
-    print(f"{'after epochs':71s} {'found':>8s} " + " ".join(f"{column:>6s}" for column in columns))
+    print(f"{'after epochs':73s} {'found':>8s} " + " ".join(f"{column:>6s}" for column in columns))
     rows = []
-    for epoch in range(max(arguments.stops)):
-        run.train_part(epoch)
-        if epoch + 1 in arguments.stops:
-            rows += measured(run, epoch + 1, arguments)
+    for part in range(max(arguments.stops)):
+        run.train_part(part)
+        if part + 1 in arguments.stops:
+            rows += measured(run, (part + 1) / arguments.evals_per_epoch, arguments)
     settings = common.settings(arguments, "threads")
     common.save(arguments.json, {"machine": machine, "arguments": settings, "retrieval": rows})
 
