@@ -1,4 +1,4 @@
-"""Which neurons take part in a step: the Selector interface and its registry.
+"""Which neurons take part in a step: the Selector interface.
 
 A selector brings hubs, table hits or a tail of its own; labels, the uniform tail and the weights of the correction are
 common to all and live in one op (csrc/core/select.h).
@@ -7,12 +7,10 @@ common to all and live in one op (csrc/core/select.h).
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 import time
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from torch_slide import dirty, functional
 from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
+from torch_slide.selection import registry
 from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.selection.shares import observe_
 from torch_slide.targets import row_of
@@ -36,29 +35,6 @@ _RECENT_DRAWS = 64
 def in_backward() -> bool:
     """Whether a backward pass is running: a forward pass inside it is that of a checkpoint."""
     return torch._C._current_graph_task_id() != -1
-
-
-SELECTORS: dict[str, type[Selector]] = {}
-
-
-def register_selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
-    """Makes a Selector known as ``LSHConfig(selector=name)``."""
-
-    def add(cls: type[Selector]) -> type[Selector]:
-        cls.name = name
-        SELECTORS[name] = cls
-        return cls
-
-    return add
-
-
-_numbers = itertools.count()
-_live: weakref.WeakValueDictionary[int, Selector] = weakref.WeakValueDictionary()
-
-
-def live_selector(number: int) -> Selector:
-    """The selector of that number in this process, for graphs that can hold numbers only."""
-    return _live[number]
 
 
 class Selector:
@@ -123,8 +99,7 @@ class Selector:
         return self.config.logq and self.config.selection == "batch"
 
     def _register(self) -> None:
-        self.number = next(_numbers)
-        _live[self.number] = self
+        self.number = registry.number(self)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_recent_draws": OrderedDict()}
@@ -151,8 +126,10 @@ class Selector:
         return draw
 
     @torch.no_grad()
-    def advance(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> None:
-        """One loss is being evaluated with gradients: rehash if it is time, count the labels, move to the next draw.
+    def advance(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor
+    ) -> None:
+        """One loss is being evaluated with gradients: rehash if it is time, meet the labels, move to the next draw.
 
         Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
         checkpoint evaluates the loss again.
@@ -168,6 +145,10 @@ class Selector:
         if draws >= next_rehash and not (frozen and rehashes):
             self._rehash_if_drifted(weight, bias)
         clock[DRAWS] += 1
+        self.meet(hidden, labels, label_offsets)
+
+    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+        """These are the labels of these hidden vectors, in a step with gradients; arguments as in :meth:`select`."""
         self.count_labels(labels)
 
     def count_labels(self, labels: Tensor) -> None:
@@ -205,7 +186,7 @@ class Selector:
             return Candidates.none(self.config.selection == "batch")
         self._check_budget(labels, label_offsets)
         if advance:
-            self.advance(hidden, weight, bias, labels)
+            self.advance(hidden, weight, bias, labels, label_offsets)
         return self.select(hidden, weight, bias, labels, label_offsets, draw)
 
     def _check_budget(self, labels: Tensor, label_offsets: Tensor) -> None:
@@ -390,10 +371,3 @@ def misfits(expected: dict[str, Tensor], loaded: dict[str, Any]) -> list[str]:
         for name, value in loaded.items()
         if shape(value) != shape(expected[name])
     ]
-
-
-def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Selector:
-    """The selector that the configuration names."""
-    if config.selector not in SELECTORS:
-        raise ValueError(f"LSHConfig: expected selector to be one of {tuple(SELECTORS)}, got {config.selector!r}")
-    return SELECTORS[config.selector](in_features, out_features, config)

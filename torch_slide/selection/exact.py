@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide.config import STRATEGIES, LSHConfig
-from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
+from torch_slide.selection.registry import register_selector
 
 # Logits that are held at a time.
 _LOGITS = 1 << 24

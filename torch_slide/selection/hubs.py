@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
+from torch_slide.selection.registry import register_selector
 from torch_slide.selection.shares import heaviest
 from torch_slide.tables import measure_
 

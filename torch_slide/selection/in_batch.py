@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch_slide.config import LSHConfig
-from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.base import Selector
+from torch_slide.selection.registry import register_selector
 
 
 @register_selector("in_batch")

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from torch_slide.config import LSHConfig
 from torch_slide.hashing import KMeans, augment_queries, draws
-from torch_slide.selection.base import in_backward, register_selector
-from torch_slide.selection.candidates import Candidates
 from torch_slide.selection.lsh import LSHSelector
+from torch_slide.selection.registry import register_selector
 from torch_slide.targets import row_of
 
 # Pairs that are kept, and how many a step adds.
@@ -60,21 +59,10 @@ class LearnedSelector(LSHSelector):
         state["pairs"] = torch.zeros(1, dtype=torch.int64)
         return state
 
-    def choose(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        labels: Tensor,
-        label_offsets: Tensor,
-        draw: Tensor,
-        advance: bool,
-    ) -> Candidates:
-        """As the base class; a step with gradients leaves pairs to learn from."""
-        chosen = super().choose(hidden, weight, bias, labels, label_offsets, draw, advance)
-        if advance and not in_backward() and bool(torch.isfinite(hidden).all()):
-            self.remember(hidden, labels, label_offsets)
-        return chosen
+    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+        """As the base class, and leaves pairs to learn from."""
+        super().meet(hidden, labels, label_offsets)
+        self.remember(hidden, labels, label_offsets)
 
     @torch.no_grad()
     def remember(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:

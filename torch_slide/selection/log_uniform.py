@@ -10,9 +10,10 @@ from torch import Tensor
 
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
-from torch_slide.selection.base import DRAWS, Selector, register_selector
+from torch_slide.selection.base import DRAWS, Selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
+from torch_slide.selection.registry import register_selector
 
 
 @register_selector("log_uniform")

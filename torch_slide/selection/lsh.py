@@ -12,10 +12,11 @@ from torch import Tensor, distributed
 from torch_slide import functional
 from torch_slide.config import STRATEGIES, LSHConfig
 from torch_slide.hashing import augment_queries
-from torch_slide.selection.base import DRAWS, Selector, register_selector
+from torch_slide.selection.base import DRAWS, Selector
 from torch_slide.selection.candidates import HUB, LABEL, TAIL, Candidates, Sources
 from torch_slide.selection.proposals import uniform_numbers
 from torch_slide.selection.refine import refined
+from torch_slide.selection.registry import register_selector
 from torch_slide.selection.shares import heaviest
 from torch_slide.tables import HashTables, admit_
 from torch_slide.targets import row_of

@@ -12,9 +12,10 @@ from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
 from torch_slide.hashing import draws
-from torch_slide.selection.base import Selector, register_selector
+from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
+from torch_slide.selection.registry import register_selector
 from torch_slide.tables import checked_norms
 
 # The larger the cells, the less a proposal knows of their rows; the more of them, the more a step costs.
