@@ -27,6 +27,15 @@ _CHUNKED = (
 )
 
 
+def unit_length_(embedding: nn.Embedding | nn.EmbeddingBag) -> None:
+    """Makes embeddings at random of length 1 or so.
+
+    Those of torch, normal with variance 1, have length sqrt(d): what a row learns is long outweighed by where it began,
+    and points are told apart by that instead of by what they share.
+    """
+    nn.init.normal_(embedding.weight, std=embedding.embedding_dim**-0.5)
+
+
 class BagOfFeatures(nn.Module):
     """Weighted sum of feature embeddings -> output layer: extreme classification.
 
@@ -45,6 +54,7 @@ class BagOfFeatures(nn.Module):
         self.embedding = EmbeddingBag(
             num_features, head.in_features, mode="sum", sparse=sparse_embedding, include_last_offset=True
         )
+        unit_length_(self.embedding)
         self.bias = nn.Parameter(torch.zeros(head.in_features))
         self.head = head
 
@@ -75,6 +85,8 @@ class NextItem(nn.Module):
             num_items, head.in_features, mode="mean", sparse=sparse_embedding, include_last_offset=True
         )
         self.last = nn.Embedding(num_items, head.in_features, sparse=sparse_embedding)
+        for embedding in (self.session, self.last):
+            unit_length_(embedding)
         self.bias = nn.Parameter(torch.zeros(head.in_features))
         self.head = head
 
@@ -104,8 +116,7 @@ class UserChoice(nn.Module):
         super().__init__()
         self.relu = relu
         self.embedding = nn.Embedding(num_users, head.in_features, sparse=sparse_embedding)
-        # A user has few items to learn from: what he begins with should soon be outweighed.
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        unit_length_(self.embedding)
         self.head = head
 
     def hidden(self, batch: ChoiceBatch | UserBatch) -> Tensor:
@@ -146,6 +157,7 @@ class NextToken(nn.Module):
         super().__init__()
         self.relu = relu
         self.embedding = nn.Embedding(num_tokens, embedding_dim, sparse=sparse_embedding)
+        unit_length_(self.embedding)
         self.mix = nn.Linear(context * embedding_dim, head.in_features)
         self.head = head
 
