@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from typing import Any
@@ -112,21 +113,31 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
 def seconds_to(run: Run, metric: str, target: float) -> float | None:
     """Processor seconds of training until the metric is reached for the first time; None if it never is."""
     seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
-    return next((s for s, epoch in zip(seconds, run["epochs"], strict=True) if epoch[metric] >= target), None)
+    reached = (s for s, epoch in zip(seconds, run["epochs"], strict=True) if epoch.get(metric, 0.0) >= target)
+    return next(reached, None)
+
+
+def is_followed(run: Run, metric: str, target: float) -> bool:
+    """Whether the run says when it reached the target: measured after every epoch, or from one below the target on."""
+    values = [epoch.get(metric) for epoch in run["epochs"]]
+    known = list(itertools.dropwhile(lambda value: value is None, values))
+    return bool(known) and None not in known and (len(known) == len(values) or known[0] < target)
 
 
 def time_to_accuracy(runs: list[Run], problem: str) -> str:
-    """A table of the problem: training time of each method to the dense model's best accuracy less the tolerance."""
+    """A table of the problem: training time of each method to the best dense model's accuracy less the tolerance."""
     metric = METRICS[problem][0]
+    runs = [run for run in runs if run["arguments"]["problem"] == problem]
+    ends = [run["epochs"][-1][metric] for run in runs if run["arguments"]["method"] == "dense"]
+    if not ends:
+        return MISSING
+    best = max(ends)
+    target = best - TOLERANCE
     grouped: dict[str, dict[tuple[str, ...], list[Run]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        arguments = run["arguments"]
-        if arguments["problem"] == problem and measured_after(run, 1, metric):
+        if is_followed(run, metric, target):
+            arguments = run["arguments"]
             grouped[label_of(arguments)][arguments["lr"], arguments["decay"]].append(run)
-    if "dense" not in grouped:
-        return MISSING
-    best = max(run["epochs"][-1][metric] for of_lr in grouped["dense"].values() for run in of_lr)
-    target = best - TOLERANCE
     rows = {}
     for label, schedules in grouped.items():
         times = {
@@ -145,11 +156,13 @@ def time_to_accuracy(runs: list[Run], problem: str) -> str:
         "| processor seconds | against dense | at the end |",
         "|---|---|---|---|",
     ]
-    dense_seconds = rows["dense"][0]
+    is_dense = {label: label.split(",")[0] == "dense" for label in rows}
+    dense_seconds = min((row[0] for label, row in rows.items() if is_dense[label] and row[0]), default=math.nan)
     for label in (*[m for m in METHODS if m in rows], *sorted(set(rows) - set(METHODS))):
         seconds, last, seeds, lr = rows[label]
         many = f", {seeds} seeds" if seeds > 1 else ""
         time = "not reached" if seconds is None else f"{seconds:,.0f} (lr {lr}{many})"
-        ratio = "" if seconds is None or label == "dense" else f"1/{dense_seconds / seconds:.0f}"
+        compares = seconds is not None and not is_dense[label] and math.isfinite(dense_seconds)
+        ratio = f"1/{dense_seconds / seconds:.0f}" if compares else ""
         lines.append(f"| {label} | {time} | {ratio} | {100 * last:.1f} % |")
     return "\n".join(lines)

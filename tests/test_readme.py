@@ -124,7 +124,8 @@ def run_of(method, seconds, values, lr="0.1", seed="0"):
             "relu": "False", "decay": "1", "seed": seed, "row_momentum": str(method == "dense"),
         },
         "epochs": [
-            {"epoch": i + 1, "P@1": value, "train_cpu_seconds": seconds} for i, value in enumerate(values)
+            {"epoch": i + 1, "train_cpu_seconds": seconds, **({} if value is None else {"P@1": value})}
+            for i, value in enumerate(values)
         ],
     }  # fmt: skip
 
@@ -143,6 +144,21 @@ def test_time_to_accuracy(tables):
     assert "| kmeans | 5 (lr 0.1, 2 seeds) | 1/40 | 49.9 % |" in text
     assert "| simhash | not reached |  | 45.0 % |" in text
     assert tables.accuracy_tables.time_to_accuracy(runs[2:], "web-links") == tables.MISSING
+
+
+def test_time_to_accuracy_needs_to_know_when_it_was_reached(tables):
+    runs = [
+        run_of("dense", 100.0, [None, 0.4, 0.5]),
+        run_of("uniform", 1.0, [None, 0.4, 0.499]),
+        run_of("hubs", 1.0, [None, 0.498, 0.5]),  # at the second epoch, or at the first
+        run_of("midx", 1.0, [0.4, None, 0.499]),
+        run_of("simhash", 1.0, [None, None, None]),
+    ]
+    text = tables.accuracy_tables.time_to_accuracy(runs, "web-links")
+    assert "| uniform | 3 (lr 0.1) | 1/100 | 49.9 % |" in text
+    assert not {"hubs", "midx", "simhash"} & set(text.split())
+    text = tables.accuracy_tables.time_to_accuracy([run_of("dense", 100.0, [None, 0.5]), runs[1]], "web-links")
+    assert "| uniform | 3 (lr 0.1) |  | 49.9 % |" in text
 
 
 def test_peers_name_what_was_not_measured(tables):
