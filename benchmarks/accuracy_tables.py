@@ -107,7 +107,8 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
         return f"{values} (epoch {epochs[problem]}, lr {best[0]['arguments']['lr']}{seeds})"
 
     others = sorted({label for _, label in grouped} - set(METHODS))
-    return {label: [cell(problem, label) for problem in problems] for label in (*METHODS, *others)}
+    rows = {label: [cell(problem, label) for problem in problems] for label in (*METHODS, *others)}
+    return {label: cells for label, cells in rows.items() if set(cells) != {MISSING}}
 
 
 def seconds_to(run: Run, metric: str, target: float) -> float | None:

@@ -13,11 +13,10 @@ from typing import Any
 import accuracy_tables
 import study_plots
 from accuracy_tables import Run
-from readme_tables import DENSE, ROOT, load
+from readme_tables import DENSE, PROBLEMS, ROOT, TIMED, load
 
 COLOURS = {"dense": "tab:gray", "kmeans": "tab:blue", "simhash": "tab:orange", "uniform": "tab:green"}
 CHUNKED = "linear_cross_entropy, chunks of 256"
-PROBLEM = "web-links"
 
 
 def figure(width: float = 7.5, height: float = 4.5) -> tuple[Any, Any]:
@@ -62,29 +61,47 @@ def step_time(steps: list[Run], scalings: list[Run]) -> Any:
     return made
 
 
+def followed(run: Run, metric: str) -> list[tuple[float, float]]:
+    """Processor seconds of training and percent of the metric, wherever it was measured."""
+    seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
+    return [
+        (s, 100 * epoch[metric])
+        for s, epoch in zip(seconds, run["epochs"], strict=True)
+        if epoch.get(metric) is not None
+    ]
+
+
+def is_plain(arguments: dict[str, str], method: str) -> bool:
+    """A run of that method with nothing about it other than by default; dense layers with or without momentum."""
+    return accuracy_tables.label_of(arguments).removesuffix(", without momentum") == method
+
+
 def accuracy_over_time(runs: list[Run]) -> Any:
-    """Test P@1 over processor seconds of training: the longest run of each method's, at its best rate."""
-    made, axes = figure()
-    for method, colour in COLOURS.items():
-        curves = [
-            run
-            for run in runs
-            if run["arguments"]["problem"] == PROBLEM
-            and accuracy_tables.label_of(run["arguments"]) == method  # nothing about it other than by default
-            and accuracy_tables.measured_after(run, 1, "P@1")
-        ]
-        if not curves:
-            continue
-        best = max(curves, key=lambda run: run["epochs"][-1]["P@1"])
-        seconds = list(itertools.accumulate(epoch["train_cpu_seconds"] for epoch in best["epochs"]))
-        values = [100 * epoch["P@1"] for epoch in best["epochs"]]
-        name = "nn.Linear" if method == "dense" else f"SparseLSHLinear, {method}"
-        axes.plot(seconds, values, marker="o", color=colour, label=f"{name}, lr {best['arguments']['lr']}")
-    axes.set_xscale("log")
-    axes.set_xlabel("processor seconds of training (one thread; evaluation not counted)")
-    axes.set_ylabel("test P@1, %")
-    axes.set_title("web-links, 325,729 outputs: accuracy over training time")
-    axes.legend()
+    """Test P@1 over processor seconds of training, a panel a problem: the best run of each method that has a curve."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    made, panels = pyplot.subplots(1, len(TIMED), figsize=(6.0 * len(TIMED), 4.5), layout="constrained", squeeze=False)
+    for axes, problem in zip(panels[0], TIMED, strict=True):
+        for method, colour in COLOURS.items():
+            of_method = [
+                run for run in runs if run["arguments"]["problem"] == problem and is_plain(run["arguments"], method)
+            ]
+            curves = [run for run in of_method if len(followed(run, "P@1")) > 1]
+            if not curves:
+                continue
+            best = max(curves, key=lambda run: run["epochs"][-1]["P@1"])
+            name = "nn.Linear" if method == "dense" else f"SparseLSHLinear, {method}"
+            label = f"{name}, lr {best['arguments']['lr']}"
+            axes.plot(*zip(*followed(best, "P@1"), strict=True), marker="o", color=colour, label=label)
+        axes.set_xscale("log")
+        axes.set_xlabel("processor seconds of training (one thread)")
+        axes.set_ylabel("test P@1, %")
+        axes.set_title(PROBLEMS[problem].removesuffix(" outputs") + " outputs")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
     return made
 
 
@@ -95,10 +112,9 @@ def main() -> None:
     arguments = options.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     study = load(arguments.results.parent / "accuracy" / "results", "*.json")
-    accuracies = accuracy_tables.of_default_size(study) + load(arguments.results, "time-to-accuracy/*.json")
     pictures = {
         "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
-        "accuracy_over_time.png": accuracy_over_time(accuracies),
+        "accuracy_over_time.png": accuracy_over_time(accuracy_tables.of_default_size(study)),
         **study_plots.pictures(study),
     }
     for name, picture in pictures.items():

@@ -145,10 +145,10 @@ def test_results_older_than_an_option_are_recognised(accuracy, folder, capsys):
 
 def test_committed_results_are_recognised(accuracy, capsys):
     out = BENCHMARKS / "accuracy" / "results"
-    shared = ["--out", str(out), "--problem", "web-links", "--epochs", "5", "--decay", "4", "--threads", "1"]
-    accuracy.main([*shared, "--method", "dense", "--lr", "4e-3"])
-    accuracy.main([*shared, "--method", "kmeans", "--lr", "3e-3"])
-    accuracy.main([*shared, "--method", "kmeans", "--lr", "5e-3", "--row-momentum"])
+    shared = ["--out", str(out), "--problem", "diginetica", "--epochs", "2", "--decay", "1", "--threads", "1"]
+    accuracy.main([*shared, "--method", "dense", "--lr", "4e-3", "--no-row-momentum"])
+    accuracy.main([*shared, "--method", "kmeans", "--lr", "4e-3"])
+    accuracy.main([*shared, "--method", "kmeans", "--lr", "4e-3", "--row-momentum"])
     assert capsys.readouterr().out.count("is complete") == 3
 
 

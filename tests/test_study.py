@@ -1,9 +1,11 @@
 """The accuracy study: what it asks for is what accuracy.py takes, and its tables say what the runs say."""
 
 import json
+import lzma
 import math
 
 import pytest
+import torch
 from test_accuracy import SMALL, script, write_points
 
 
@@ -40,14 +42,14 @@ def test_workers_share_the_runs(study, capsys):
 
 
 def run_of(problem="gowalla", method="kmeans", seed=0, metrics=None, **arguments):
-    setting = {"gowalla": (4, 3, "0.002"), "diginetica": (2, 1, "0.002"), "citeulike-tags": (10, 5, "0.002")}[problem]
-    common = {"relu": "False", "no_correction": "False", "row_momentum": str(method == "dense"), "lr": setting[2]}
-    sizes = {"num_active": "None", "batch_size": "512", "decay": str(setting[1])}
+    setting = script("study_tables").study.SETTINGS[problem]
+    common = {"relu": "False", "no_correction": "False", "row_momentum": str(method == "dense"), "lr": str(setting.lr)}
+    sizes = {"num_active": "None", "batch_size": "512", "decay": str(setting.decay)}
     measured = {"xent": 8.0, **(metrics or {})}
     return {
         "arguments": {"problem": problem, "method": method, "seed": str(seed), **common, **sizes, **arguments},
         "epochs": [{"epoch": i + 1, "train_cpu_seconds": 2.0, "xent": 99.0, "P@1": 0.4, "R@20": 0.0, "HR@20": 0.0}
-                   | (measured if i + 1 == setting[0] else {}) for i in range(setting[0])],
+                   | (measured if i + 1 == setting.epochs else {}) for i in range(setting.epochs)],
     }  # fmt: skip
 
 
@@ -183,3 +185,39 @@ def test_retrieval_looks_at_each_option_on_the_same_layer(tmp_path, monkeypatch)
     assert all(row["microseconds_a_query"] > 0 for row in rows)
     shown = script("peer_tables").retrieval([run])
     assert shown.count("\n| ") == 2 * (1 + len(few))
+
+
+def test_linear_one_vs_all_learns_what_features_tell(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    script("study_tables")  # which says where accuracy/ is
+    one_vs_all = script("accuracy/one_vs_all")
+    monkeypatch.setenv("TORCH_SLIDE_DATA", str(tmp_path))
+    (tmp_path / "points").mkdir()
+    rng = torch.Generator().manual_seed(0)
+    for name, points in (("train", 400), ("test", 200)):
+        own = torch.randint(5, (points,), generator=rng).tolist()
+        lines = [f"{label},5 {label}:1 {6 + i % 7}:1" for i, label in enumerate(own)]  # label 5 is everybody's
+        text = "\n".join([f"{points} 20 7", *lines]) + "\n"  # label 6 nobody's
+        (tmp_path / "points" / f"{name}.txt.xz").write_bytes(lzma.compress(text.encode()))
+    found = one_vs_all.measured("points")
+    assert found["P@1"] == 1.0
+    assert found["P@3"] == pytest.approx(2 / 3)
+    assert found["C"] in one_vs_all.STRENGTHS
+    one_vs_all.main(["--problem", "points", "--json", str(tmp_path / "one-vs-all.json")])
+    assert json.loads((tmp_path / "one-vs-all.json").read_text())["problems"]["points"] == found
+
+
+def test_classics_stand_beside_one_vs_all(tables):
+    measured = {"problems": {"bibtex": {"P@1": 0.5, "P@3": 0.25, "P@5": 0.125}}}
+    shown = tables.classics({}, [measured])
+    assert "(scikit-learn's LinearSVC) | 50.0 / 25.0 / 12.5 | not measured |" in shown
+    assert "(SLEEC), published | 65.3 / 39.7 / 28.9 | not looked up |" in shown
+
+
+def test_rates_grow_with_the_root_of_the_batch(study):
+    usual = study.SETTINGS["citeulike-tags"]
+    assert study.setting_of("citeulike-tags", 512) == usual
+    assert study.setting_of("citeulike-tags", 2048).lr == 2 * usual.lr
+    assert study.setting_of("citeulike-tags", 64).lr == pytest.approx(usual.lr / math.sqrt(8), rel=5e-3)
+    assert study.setting_of("citeulike-tags", study.FEW_SAMPLES) == study.FEW["citeulike-tags"]
+    assert study.setting_of("bibtex", 64) == study.CLASSICS["bibtex"]

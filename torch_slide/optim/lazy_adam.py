@@ -24,9 +24,8 @@ class LazyAdam(RowOptimizer):
 
     Momentum that rests makes one gradient of a rare row count for a tenth of what it does under Adam, which would carry
     the row on for ten more steps. With ``row_momentum=False`` a row-sparse gradient has its whole effect at once, as
-    under ``beta1 = 0``: for sampled output layers this is what makes them as accurate as dense ones (README,
-    "Measured"), no first moment is kept of them, and less memory moved. Dense gradients have their momentum all the
-    same.
+    under ``beta1 = 0``: sampled output layers learn faster so (README, "Use it"), no first moment is kept of them, and
+    less memory moved. Dense gradients have their momentum all the same.
 
     ``rowwise=True`` keeps one second moment a row, the moving average of its mean squared gradient, in float32: a third
     less state and memory traffic, and every element of a row moves by the same factor of its momentum (the second
