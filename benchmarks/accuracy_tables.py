@@ -111,11 +111,15 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
     return {label: cells for label, cells in rows.items() if set(cells) != {MISSING}}
 
 
+def followed(run: Run, metric: str) -> list[tuple[float, float]]:
+    """Processor seconds of training and the metric, wherever it was measured."""
+    seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
+    return [(s, epoch[metric]) for s, epoch in zip(seconds, run["epochs"], strict=True) if metric in epoch]
+
+
 def seconds_to(run: Run, metric: str, target: float) -> float | None:
     """Processor seconds of training until the metric is reached for the first time; None if it never is."""
-    seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
-    reached = (s for s, epoch in zip(seconds, run["epochs"], strict=True) if epoch.get(metric, 0.0) >= target)
-    return next(reached, None)
+    return next((seconds for seconds, value in followed(run, metric) if value >= target), None)
 
 
 def is_followed(run: Run, metric: str, target: float) -> bool:

@@ -6,7 +6,6 @@ python benchmarks/plots.py [--results benchmarks/results] [--out docs]
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,22 @@ COLOURS = {"dense": "tab:gray", "kmeans": "tab:blue", "simhash": "tab:orange", "
 CHUNKED = "linear_cross_entropy, chunks of 256"
 
 
-def figure(width: float = 7.5, height: float = 4.5) -> tuple[Any, Any]:
+def figure(columns: int = 1, width: float = 7.5, height: float = 4.5) -> tuple[Any, Any]:
+    """A picture and its panels, side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    made, axes = pyplot.subplots(figsize=(width, height), layout="constrained")
-    axes.grid(alpha=0.3, which="both")
-    return made, axes
+    made, panels = pyplot.subplots(1, columns, figsize=(width * columns, height), layout="constrained", squeeze=False)
+    for axes in panels[0]:
+        axes.grid(alpha=0.3, which="both")
+    return made, panels[0]
 
 
 def step_time(steps: list[Run], scalings: list[Run]) -> Any:
     """Milliseconds a step over the number of outputs, dense and sparse, both axes logarithmic."""
-    made, axes = figure()
+    made, (axes,) = figure()
     planted = [run for run in steps if run["arguments"]["problem"] == "planted"]
     dense = sorted(
         (int(run["arguments"]["outputs"]), min(run["results"][name]["median"] for name in found) * 1e3)
@@ -61,16 +62,6 @@ def step_time(steps: list[Run], scalings: list[Run]) -> Any:
     return made
 
 
-def followed(run: Run, metric: str) -> list[tuple[float, float]]:
-    """Processor seconds of training and percent of the metric, wherever it was measured."""
-    seconds = itertools.accumulate(epoch["train_cpu_seconds"] for epoch in run["epochs"])
-    return [
-        (s, 100 * epoch[metric])
-        for s, epoch in zip(seconds, run["epochs"], strict=True)
-        if epoch.get(metric) is not None
-    ]
-
-
 def is_plain(arguments: dict[str, str], method: str) -> bool:
     """A run of that method with nothing about it other than by default; dense layers with or without momentum."""
     return accuracy_tables.label_of(arguments).removesuffix(", without momentum") == method
@@ -78,29 +69,24 @@ def is_plain(arguments: dict[str, str], method: str) -> bool:
 
 def accuracy_over_time(runs: list[Run]) -> Any:
     """Test P@1 over processor seconds of training, a panel a problem: the best run of each method that has a curve."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    made, panels = pyplot.subplots(1, len(TIMED), figsize=(6.0 * len(TIMED), 4.5), layout="constrained", squeeze=False)
-    for axes, problem in zip(panels[0], TIMED, strict=True):
+    made, panels = figure(len(TIMED), width=6.0)
+    for axes, problem in zip(panels, TIMED, strict=True):
         for method, colour in COLOURS.items():
             of_method = [
                 run for run in runs if run["arguments"]["problem"] == problem and is_plain(run["arguments"], method)
             ]
-            curves = [run for run in of_method if len(followed(run, "P@1")) > 1]
+            curves = [run for run in of_method if len(accuracy_tables.followed(run, "P@1")) > 1]
             if not curves:
                 continue
             best = max(curves, key=lambda run: run["epochs"][-1]["P@1"])
             name = "nn.Linear" if method == "dense" else f"SparseLSHLinear, {method}"
             label = f"{name}, lr {best['arguments']['lr']}"
-            axes.plot(*zip(*followed(best, "P@1"), strict=True), marker="o", color=colour, label=label)
+            seconds, values = zip(*accuracy_tables.followed(best, "P@1"), strict=True)
+            axes.plot(seconds, [100 * value for value in values], marker="o", color=colour, label=label)
         axes.set_xscale("log")
         axes.set_xlabel("processor seconds of training (one thread)")
         axes.set_ylabel("test P@1, %")
         axes.set_title(PROBLEMS[problem].removesuffix(" outputs") + " outputs")
-        axes.grid(alpha=0.3, which="both")
         axes.legend()
     return made
 

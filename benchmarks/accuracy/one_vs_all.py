@@ -22,6 +22,7 @@ import common
 import study
 
 from torch_slide import data
+from torch_slide.targets import row_of
 from torch_slide.train.metrics import highest, precision_at
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -41,7 +42,7 @@ def indicators(points: data.XCDataset, rows: torch.Tensor) -> np.ndarray:
     """Labels of these points, 0 or 1: int8 [rows, labels]."""
     batch = points.batch(rows)
     marked = np.zeros((len(rows), points.num_labels), np.int8)
-    marked[np.repeat(np.arange(len(rows)), batch.label_offsets.diff().numpy()), batch.label_ids.numpy()] = 1
+    marked[row_of(batch.label_offsets, len(batch.label_ids)).numpy(), batch.label_ids.numpy()] = 1
     return marked
 
 
@@ -74,9 +75,9 @@ def measured(name: str) -> dict[str, Any]:
     train, rows = problem.train, problem.train_rows
     shuffled = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     held_out, kept = shuffled[: len(rows) // HELD_OUT], shuffled[len(rows) // HELD_OUT :]
+    unseen = matrix(train, held_out)
     tried = {
-        strength: precisions(train, held_out, scores(train, kept, strength, matrix(train, held_out)))["P@1"]
-        for strength in STRENGTHS
+        strength: precisions(train, held_out, scores(train, kept, strength, unseen))["P@1"] for strength in STRENGTHS
     }
     best = max(tried, key=lambda strength: tried[strength])
     decided = scores(train, rows, best, matrix(problem.test, problem.test_rows))

@@ -99,7 +99,7 @@ class Selector:
         return self.config.logq and self.config.selection == "batch"
 
     def _register(self) -> None:
-        self.number = registry.number(self)
+        self.number = registry.register_live(self)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_recent_draws": OrderedDict()}

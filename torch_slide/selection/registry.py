@@ -35,8 +35,8 @@ def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Sel
     return SELECTORS[config.selector](in_features, out_features, config)
 
 
-def number(selector: Selector) -> int:
-    """A number of its own in this process, for :func:`live_selector`."""
+def register_live(selector: Selector) -> int:
+    """Gives it a number of its own in this process, for :func:`live_selector`."""
     own = next(_numbers)
     _live[own] = selector
     return own
