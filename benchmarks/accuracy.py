@@ -46,6 +46,7 @@ LATER_OPTIONS = {
     "row_momentum": True,
     "selection": "batch",
     "schedule": None,
+    "refine": None,
 }
 # Share of a run's steps -> what changes there.
 SCHEDULES: dict[str, Callable[[ts.LSHConfig], dict[float, dict[str, Any]]]] = {
@@ -99,6 +100,8 @@ def make_head(method: str, hidden: int, outputs: int, arguments: argparse.Namesp
     config = common.lsh_config(method, hidden, outputs, *size).replace(
         correction=not arguments.no_correction, logq=not arguments.no_logq
     )
+    if arguments.refine is not None:
+        config = config.replace(refine=arguments.refine)
     return ts.SparseLSHLinear(hidden, outputs, lsh=config, sparse_grad=True)
 
 
@@ -108,6 +111,8 @@ def run_name(arguments: argparse.Namespace) -> str:
         parts.append(f"a{arguments.num_active or 'auto'}")
     if arguments.selection == "sample":
         parts.append("sample")
+    if arguments.refine is not None:
+        parts.append(f"r{arguments.refine}")
     if arguments.batch_size != 512:
         parts.append(f"b{arguments.batch_size}")
     if arguments.max_tokens != common.MAX_TOKENS:
@@ -261,6 +266,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--batch-size", type=int, default=512)
     options.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     options.add_argument("--selection", choices=SELECTIONS, default="batch", help="whose candidates they are")
+    options.add_argument("--refine", type=int, help="candidates scored for one that stays; default: as num_active")
     options.add_argument("--no-correction", action="store_true")
     options.add_argument("--no-logq", action="store_true", help="labels of other samples count as certain")
     options.add_argument("--schedule", choices=SCHEDULES, help="of the candidates, over the run")

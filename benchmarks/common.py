@@ -9,7 +9,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,17 @@ def lsh_config(
     selection: str = "batch",
     batch_size: int | None = None,
 ) -> ts.LSHConfig:
-    """What LSHConfig.auto says, for a hash family, which has tables at any batch size, or for another selector."""
-    changes = {"seed": seed} if method in FAMILIES else {"seed": seed, "selector": method}
-    family = method if method in FAMILIES else "kmeans"
-    auto = partial(ts.LSHConfig.auto, hidden, outputs, family=family, num_active=num_active, selection=selection)
-    config = auto(batch_size=batch_size)
-    return (config if config.selector == "lsh" else auto()).replace(**changes)
+    """What LSHConfig.auto says, for a hash family whose tables vote, or for another selector."""
+    votes = method in FAMILIES
+    return ts.LSHConfig.auto(
+        hidden,
+        outputs,
+        family=method if votes else "kmeans",
+        num_active=num_active,
+        selection=selection,
+        batch_size=batch_size,
+        selector="lsh" if votes else method,
+    ).replace(seed=seed)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

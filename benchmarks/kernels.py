@@ -50,7 +50,7 @@ def hash_sizes(layer: ts.SparseLSHLinear) -> dict[str, float]:
 
 def set_up(arguments: argparse.Namespace) -> Trainer:
     problem = common.planted_problem(arguments.outputs, arguments.points, seed=arguments.seed)
-    config = ts.LSHConfig.auto(arguments.hidden, problem.num_outputs, family=arguments.family)
+    config = ts.LSHConfig.auto(arguments.hidden, problem.num_outputs, family=arguments.family, selector="lsh")
     config = config.replace(seed=arguments.seed)
     layer = SparseLSH(arguments.hidden, problem.num_outputs, config)
     batches = endless(problem, arguments.batch_size, arguments.seed)

@@ -48,7 +48,7 @@ def batches(batch_size: int, seed: int, count: int = 64) -> list[tuple[Tensor, T
 
 def slide_config(num_active: int, family: str) -> ts.LSHConfig:
     """The paper's settings: many tables, vanilla or by votes, buckets of 128."""
-    config = ts.LSHConfig.auto(HIDDEN, OUTPUTS, family=family)
+    config = ts.LSHConfig.auto(HIDDEN, OUTPUTS, family=family, selector="lsh")
     # One sample finds enough in as many buckets as there are tables, twice that with k-means.
     probes = 2 if family == "kmeans" else 4
     return config.replace(selection="sample", num_active=num_active, probes=probes, num_hubs=0, uniform_fraction=0.25)

@@ -100,7 +100,7 @@ def looked(run: accuracy.Run, hidden: torch.Tensor, config: Config, rounds: int)
 def measured(run: accuracy.Run, epochs: float, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A row for every option."""
     hidden, head = queries(run, arguments.queries), run.model.head
-    base = Config.auto(head.in_features, head.out_features).replace(
+    base = Config.auto(head.in_features, head.out_features, selector="lsh").replace(
         selection="sample",
         num_active=math.ceil(arguments.share * head.out_features),
         uniform_fraction=0.0,

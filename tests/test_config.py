@@ -89,19 +89,24 @@ def test_frozen_and_replaced_by_copies():
 @pytest.mark.parametrize("family", list(BITS_PER_HASH))
 @pytest.mark.parametrize("in_features", [1, 16, 128])
 @pytest.mark.parametrize("out_features", [1, 2, 17, 1000, 325_729, 10_000_000])
-def test_auto_fits_its_limit(family, in_features, out_features):
-    config = LSHConfig.auto(in_features, out_features, family=family)
+@pytest.mark.parametrize("selector", [None, "lsh"])
+def test_auto_fits_its_limit(family, in_features, out_features, selector):
+    config = LSHConfig.auto(in_features, out_features, family=family, selector=selector)
     limit = max(1 << 20, max(in_features, 64) * out_features)
     assert config.family == family
     assert config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit
     assert 1 <= config.num_active <= out_features
-    # No more than a tenth of the rows can be without a place, were they spread evenly.
-    assert config.num_buckets * config.bucket_size >= 0.9 * out_features
+    if selector == "lsh":  # no more than a tenth of the rows can be without a place, were they spread evenly
+        assert config.num_buckets * config.bucket_size >= 0.9 * out_features
+    else:  # a step scores all buckets
+        assert (config.selector, config.num_tables) == ("bucket_softmax", 1)
+        assert config.num_buckets <= min(1024, max(2**3, 2 * math.sqrt(out_features)))
 
 
 def test_auto_takes_fewer_tables_when_memory_is_short():
-    free = LSHConfig.auto(128, 100_000, family="simhash")
-    short = LSHConfig.auto(128, 100_000, memory_limit=free.table_bytes(100_000) // 2, family="simhash")
+    auto = partial(LSHConfig.auto, 128, 100_000, family="simhash", selector="lsh")
+    free = auto()
+    short = auto(memory_limit=free.table_bytes(100_000) // 2)
     assert short.num_tables < free.num_tables
     with pytest.raises(
         ValueError, match=r"LSHConfig.auto: expected memory_limit to be at least [0-9]+ bytes, got 1000"
@@ -118,14 +123,13 @@ def test_auto_wants_sizes(sizes, name):
 def test_auto_answers_by_the_samples_that_share_candidates():
     auto, same = partial(LSHConfig.auto, 128, 325_729), {"selection": "batch", "rehash": LSHConfig.auto(8, 8).rehash}
     unknown, sample = auto(), auto(selection="sample")
-    assert unknown == auto(batch_size=9) == auto(batch_size=63)
+    assert unknown == auto(batch_size=9) == auto(batch_size=4096) == auto(selector="bucket_softmax")
     assert sample == auto(selection="sample", batch_size=1) == auto(selection="sample", batch_size=512)
-    assert (unknown.selector, unknown.refine) == ("lsh", 1)
+    assert (sample.selector, sample.refine, sample.num_hubs) == ("lsh", 4, 0)
     for few in (1, 8):
         assert auto(batch_size=few) == sample.replace(**same)
-    for many in (64, 4096):
-        assert auto(batch_size=many) == unknown.replace(selector="uniform")
-        assert auto(batch_size=many, memory_limit=1).selector == "uniform"  # which has no tables
+    assert (auto(selector="lsh").refine, auto(selector="lsh").num_hubs) == (1, 320)
+    assert auto(selector="uniform", memory_limit=1).selector == "uniform"  # which has no tables
     with pytest.raises(ValueError, match=r"LSHConfig.auto: expected batch_size to be at least 1, got 0"):
         auto(batch_size=0)
 
@@ -136,7 +140,7 @@ def test_auto_wants_a_family():
 
 
 def test_explain_says_what_counts():
-    config = LSHConfig.auto(128, 325_729)
+    config = LSHConfig.auto(128, 325_729, selector="lsh")
     text = config.explain(128, 325_729)
     assert "logQ" in text
     assert "exact scores" not in text
@@ -149,6 +153,13 @@ def test_explain_says_what_counts():
     assert "159.0 MiB" in text, "of weights"
     assert "tables" not in LSHConfig(selector="uniform").explain(128, 325_729)
     assert "selector 'midx'" in LSHConfig(selector="midx").explain()
+    drawn = LSHConfig.auto(128, 325_729).explain(128, 325_729)
+    assert "softmax that their bucket promises (weighted), 5% of the draws" in drawn
+    assert "1 kmeans table (L) of 512 buckets" in drawn
+    assert "probe" not in drawn
+    assert (
+        "of 2 times as many drawn anew by exact scores" in config.replace(selector="bucket_softmax", refine=2).explain()
+    )
 
 
 def test_the_smallest_share_of_the_tail_rounds_up():

@@ -83,7 +83,7 @@ def test_a_given_tail_leaves_its_arguments_and_no_trace():
         ),
         ({"inclusion": torch.tensor([0.5, torch.nan, 0.5])}, ValueError, "tail_inclusion.*nan"),
         ({"inclusion": torch.ones(3, dtype=torch.float64)}, ValueError, "tail_inclusion"),
-        ({"inclusion": None}, ValueError, "all given or none"),
+        ({"inclusion": None}, ValueError, "tail_rows and tail_inclusion to be both given or none"),
     ],
 )
 def test_a_wrong_tail_is_named(change, error, message):
@@ -97,3 +97,18 @@ def test_the_class_of_a_label_is_checked_too():
     run_select([9], [0, 1], tail=tail)
     with pytest.raises(ValueError, match=r"tail_classes.*got 9 of row 8"):
         run_select([8], [0, 1], tail=tail)
+
+
+def test_without_classes_each_row_is_its_own():
+    inclusion = torch.rand(1000, generator=torch.Generator().manual_seed(0)).clamp_min_(0.01)
+    classes = torch.arange(1000, dtype=torch.int32)
+    tail = given_tail(1000, [7, 3, 900])._replace(inclusion=inclusion)
+    counts = torch.randint(0, 9, (1000,), dtype=torch.int32)
+    arguments = {"label_counts": counts, "batches": 10}
+    with_classes, without = (
+        run_select([1, 3], [0, 2], tail=tail._replace(classes=each), **arguments) for each in (classes, None)
+    )
+    for mine, theirs in zip(with_classes, without, strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ValueError, match=r"tail_inclusion.*\[1000\], got \[999\]"):
+        run_select([1], [0, 1], tail=tail._replace(classes=None, inclusion=inclusion[:999]))

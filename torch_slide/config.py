@@ -15,19 +15,24 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto: candidates beyond the labels, the shares of the uniform tail and of hubs among them, probes of a query
-# and hits that are scored for one that stays, each for candidates of a batch, and of a sample or a few (benchmarks/
-# accuracy has the figures); room in a bucket over its mean occupancy.
-_DEFAULT_ACTIVE, _DEFAULT_UNIFORM = 1024, 0.375
+# LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels; the share of the uniform tail and,
+# where a proposal draws the candidates, of uniform draws; and for tables that vote the share of hubs, probes of a query
+# and hits that are scored for one that stays, each for candidates of a batch, and of a sample or a few; room in a
+# bucket over its mean occupancy.
+_DEFAULT_ACTIVE, _DEFAULT_UNIFORM, _UNIFORM_DRAWS = 1024, 0.375, 0.05
 _DEFAULT_HUBS = (0.3125, 0.0)
 _PROBES = (4, 16)
 _REFINE = (1, 4)
-_FEW_SAMPLES, _MANY_SAMPLES = 8, 64
+_FEW_SAMPLES = 8
 _ROOM = 3.0
+# Selectors with hash tables, and with a proposal that follows the batch.
+_HASHING, _PROPOSING = ("lsh", "learned", "bucket_softmax"), ("bucket_softmax", "midx")
 # k-means tables are few and good, tables of random bits many and weak.
 _FEW_TABLES = ("kmeans",)
 _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
 _MAX_CODE_BITS = (20, 13)
+# A step scores every bucket of a bucket softmax.
+_MAX_SCORED_BITS = 10
 # Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
@@ -111,12 +116,15 @@ class LSHConfig:
         threshold: the m of ``strategy="threshold"``.
         refine: table hits that are scored exactly for each one that there is room for; the best of them stay, by logit
             or, where the batch shares its candidates, by share of the softmax. 1 leaves the choice to ``strategy``.
-            (Faiss has it as IndexRefine.)
-        selector: where candidates beyond the labels come from: ``"lsh"`` (hash tables), ``"uniform"`` (a uniform tail:
-            the control), ``"log_uniform"`` (a tail by ranks of label frequency), ``"midx"`` (a tail that follows the
-            batch, by an inverted multi-index), ``"hubs"`` (the rows that held most of the softmax so far),
-            ``"in_batch"`` (nowhere: the labels alone) or ``"exact"`` (the oracle, at the cost of nn.Linear).
-            torch_slide.selection has a class for each, and what others register.
+            (Faiss has it as IndexRefine.) With ``selector="bucket_softmax"``: rows that are drawn for each one that
+            there is room for; of these the candidates are drawn anew, in proportion to their shares of the softmax.
+        selector: where candidates beyond the labels come from: ``"lsh"`` (hash tables whose buckets vote),
+            ``"bucket_softmax"`` (a tail drawn by what the buckets of a table hold of the batch's softmax),
+            ``"uniform"`` (a uniform tail: the control), ``"log_uniform"`` (a tail by ranks of label frequency),
+            ``"midx"`` (a tail that follows the batch, by an inverted multi-index), ``"hubs"`` (the rows that held most
+            of the softmax so far), ``"in_batch"`` (nowhere: the labels alone), ``"learned"`` (tables whose functions
+            learn from the labels) or ``"exact"`` (the oracle, at the cost of nn.Linear). torch_slide.selection has a
+            class for each, and what others register.
         norm_aware: hash [row, bias] after the MIPS transform, so that norm and bias count.
         num_hubs: rows that are always candidates, part of ``num_active``: those that held most of the softmax in the
             steps of this process so far, or, before there were any, those of largest norm.
@@ -215,7 +223,13 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of ``"lsh"`` for so many neurons: tables, norms, shares, hubs, counters of votes and labels."""
+        """Bytes of the tables and what goes with them for so many neurons.
+
+        Of ``"lsh"`` codes, buckets, norms, shares, hubs, counters of votes and of labels; of ``"bucket_softmax"``
+        codes, norms, classes, rows by class and their probabilities, counters of votes and of labels.
+        """
+        if self.selector == "bucket_softmax":
+            return 4 * (6 + (self.logq and self.selection == "batch")) * out_features
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         label_counts = out_features if self.logq and self.selection == "batch" else 0
@@ -233,6 +247,7 @@ class LSHConfig:
         num_active: int | None = None,
         selection: str = "batch",
         batch_size: int | None = None,
+        selector: str | None = None,
     ) -> LSHConfig:
         """A configuration for a layer of this size.
 
@@ -243,11 +258,11 @@ class LSHConfig:
                 what two narrow tables need if that is more.
             family: the hash family; the others trade retrieval for a rehash that needs no training.
             num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
-            selection: "batch", where a batch finds little that hubs and labels don't hold, or "sample", where all
-                depends on what is found: more probes then, exact scores for four hits in place of one, and no hubs.
-            batch_size: samples that share candidates, if it is known. Up to 8 depend on what is found as one does.
-                From 64 on the labels of the others and a uniform tail train as well as hits, so that the answer is
-                ``selector="uniform"``, without tables (benchmarks/accuracy/README.md has the figures).
+            selection: "batch", or "sample" for candidates of each sample's own.
+            batch_size: samples that share candidates, if it is known; up to 8 depend on what is found as one does.
+            selector: None for the one that wins on evidence (benchmarks/accuracy/README.md has the figures): tables
+                that vote, with exact scores for four hits in place of one, for samples with candidates of their own and
+                for 8 that share them, else ``"bucket_softmax"``.
 
         Raises:
             ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
@@ -258,51 +273,55 @@ class LSHConfig:
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
-        sharing = 1 if selection == "sample" else batch_size
-        few = sharing is not None and sharing <= _FEW_SAMPLES
-        hashed = sharing is None or sharing < _MANY_SAMPLES
+        few = selection == "sample" or (batch_size is not None and batch_size <= _FEW_SAMPLES)
+        selector = ("lsh" if few else "bucket_softmax") if selector is None else selector
+        hashes, votes = selector in _HASHING, selector != "bucket_softmax"
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
-        for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES]:
+        for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES] if votes else (1,):
             config = cls(
                 family=family,
                 num_tables=num_tables,
-                hashes_per_table=cls._auto_hashes(family, out_features),
+                hashes_per_table=cls._auto_hashes(family, out_features, votes),
                 num_active=num_active,
-                num_hubs=round(_DEFAULT_HUBS[few] * num_active),
+                num_hubs=round(_DEFAULT_HUBS[few] * num_active) if votes else 0,
                 selection=selection,
-                selector="lsh" if hashed else "uniform",
-                refine=_REFINE[few],
-                uniform_fraction=_DEFAULT_UNIFORM,
+                selector=selector,
+                refine=_REFINE[few] if votes else 1,
+                uniform_fraction=_UNIFORM_DRAWS if selector in _PROPOSING else _DEFAULT_UNIFORM,
                 logq=True,
                 rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
             )
             mean = max(1.0, out_features / config.num_buckets)
-            config = config.replace(
-                bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)),
-                probes=min(_PROBES[few], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1,
-            )
-            if not hashed or config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
+            if votes:
+                probes = min(_PROBES[few], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1
+                config = config.replace(bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)), probes=probes)
+            if not hashes or config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
                 return config
         wanted = config.table_bytes(out_features) + config.hash_bytes(in_features)
         raise ValueError(f"LSHConfig.auto: expected memory_limit to be at least {wanted} bytes, got {limit}")
 
     @staticmethod
-    def _auto_hashes(family: str, out_features: int) -> int:
-        """K for buckets of a useful size: 2 * sqrt(N) neurons for centroids, some 16 neurons for bits."""
-        buckets = math.sqrt(out_features) / 2 if family == "kmeans" else out_features / 16
-        return max(
-            1, min(round(math.log2(max(2.0, buckets))), _MAX_CODE_BITS[family == "kmeans"]) // BITS_PER_HASH[family]
-        )
+    def _auto_hashes(family: str, out_features: int, votes: bool) -> int:
+        """K for buckets of a useful size: 2 * sqrt(N) neurons for centroids that vote, some 16 neurons for bits.
+
+        Buckets that a step scores all hold sqrt(N) neurons, or more.
+        """
+        if not votes:
+            buckets, most = math.sqrt(out_features), _MAX_SCORED_BITS
+        else:
+            buckets = math.sqrt(out_features) / 2 if family == "kmeans" else out_features / 16
+            most = _MAX_CODE_BITS[family == "kmeans"]
+        return max(1, min(round(math.log2(max(2.0, buckets))), most) // BITS_PER_HASH[family])
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
         """The configuration in words, with memory where the size of the layer is given."""
-        has_tables = self.selector == "lsh"
+        has_tables = self.selector in _HASHING
         lines = [
             f"{self.num_active} candidates beyond the labels, "
             + ("shared by the batch" if self.selection == "batch" else "for each sample"),
-            self._explain_sources() if has_tables else f"  chosen by the selector {self.selector!r}",
+            self._explain_sources(),
         ]
         if self.logq and self.correction and self.selection == "batch":
             lines.append("  labels of other samples stand for the batches without them, by their frequency (logQ)")
@@ -319,6 +338,14 @@ class LSHConfig:
 
     def _explain_sources(self) -> str:
         weighted = " (weighted)" if self.correction else ""
+        if self.selector == "bucket_softmax":
+            refined = f", of {self.refine} times as many drawn anew by exact scores" if self.refine > 1 else ""
+            return (
+                f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
+                f"{self.uniform_fraction:.0%} of the draws from all rows alike{refined}"
+            )
+        if self.selector not in _HASHING:
+            return f"  chosen by the selector {self.selector!r}"
         refined = f", of {self.refine} times as many the best by exact scores" if self.refine > 1 else ""
         return (
             f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of most softmax), at least "
@@ -327,10 +354,15 @@ class LSHConfig:
 
     def _explain_tables(self) -> str:
         bits = BITS_PER_HASH[self.family]
+        room = (
+            f", {self.bucket_size} neurons a bucket ({self.bucket_policy}), "
+            f"{self.probes} probe{'s' * (self.probes > 1)} a query"
+        )
+        if self.selector == "bucket_softmax":
+            room = ""
         return (
-            f"  {self.num_tables} {self.family} tables (L) of {self.num_buckets} buckets "
-            f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each), {self.bucket_size} neurons a "
-            f"bucket ({self.bucket_policy}), {self.probes} probe{'s' * (self.probes > 1)} a query\n"
+            f"  {self.num_tables} {self.family} table{'s' * (self.num_tables > 1)} (L) of {self.num_buckets} buckets "
+            f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each){room}\n"
             f"  rehash after {self.rehash.every} steps, the t-th after {self.rehash.every} * "
             f"exp({self.rehash.growth} (t - 1)) more"
         )

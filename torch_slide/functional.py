@@ -37,12 +37,12 @@ class Tail(NamedTuple):
 
     Attributes:
         rows: int64 [T]; candidates that are there already, and repeats, are passed over.
-        classes: int32 [N], a class for every neuron.
+        classes: int32 [N], a class for every neuron; None if each is its own.
         inclusion: float32 [classes], the probability of a neuron of this class to be among ``rows``.
     """
 
     rows: Tensor
-    classes: Tensor
+    classes: Tensor | None
     inclusion: Tensor
 
 

@@ -22,6 +22,11 @@ from torch_slide.targets import LabelLists
 _STATE = "lsh."
 
 
+def _default_config(in_features: int, out_features: int, role: str) -> LSHConfig:
+    # A hidden layer has no normaliser to estimate: it wants the largest activations, not weighted samples.
+    return LSHConfig.auto(in_features, out_features, selector="lsh" if role == "hidden" else None)
+
+
 class SparseLSHLinear(nn.Linear):
     """An nn.Linear for very many output neurons (SLIDE, Chen et al., MLSys 2020).
 
@@ -34,7 +39,8 @@ class SparseLSHLinear(nn.Linear):
         in_features: width of the input.
         out_features: number of neurons, N.
         bias: whether to learn an additive bias.
-        lsh: how neurons are selected; None means ``LSHConfig.auto(in_features, out_features)``.
+        lsh: how neurons are selected; None means ``LSHConfig.auto(in_features, out_features)``, in a hidden layer with
+            ``selector="lsh"``.
         role: "output" for a layer under a loss, "hidden" for one inside a network.
         sparse_grad: give row-sparse COO gradients, as nn.Embedding(sparse=True), for ``torch_slide.optim`` and
             torch.optim.SparseAdam/SGD/Adagrad. The default gives dense gradients that any optimiser takes.
@@ -71,7 +77,7 @@ class SparseLSHLinear(nn.Linear):
         if role not in ("output", "hidden"):
             raise ValueError(f"SparseLSHLinear: expected role to be 'output' or 'hidden', got {role!r}")
         super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
-        self._set_up(LSHConfig.auto(in_features, out_features) if lsh is None else lsh, role, sparse_grad)
+        self._set_up(lsh or _default_config(in_features, out_features, role), role, sparse_grad)
         self._begin()
 
     def reset_parameters(self) -> None:
@@ -104,7 +110,7 @@ class SparseLSHLinear(nn.Linear):
         layer.in_features, layer.out_features = linear.in_features, linear.out_features
         layer.weight, layer.bias = linear.weight, linear.bias
         layer.train(linear.training)
-        config = LSHConfig.auto(linear.in_features, linear.out_features) if lsh is None else lsh
+        config = lsh or _default_config(linear.in_features, linear.out_features, role)
         layer._set_up(config, role, sparse_grad)
         return layer
 

@@ -16,15 +16,17 @@ struct GroupResult {
   Counts counts;
 };
 
-// A tail that the caller drew, with the probability of every row to be in it: the same for all rows of a class.
+// A tail that the caller drew, with the probability of every row to be in it: the same for all rows of a class. Without
+// classes each row is its own.
 class CallersTail {
  public:
-  CallersTail(const Tensor& rows, const Tensor& classes, const Tensor& inclusion, int64_t num_rows, const char* op)
+  CallersTail(const Tensor& rows, const std::optional<Tensor>& classes, const Tensor& inclusion, int64_t num_rows,
+              const char* op)
       : rows_{checked_indices(rows, num_rows, op, "tail_rows"), rows.numel()},
-        classes_(data<int32_t>(classes, op, "tail_classes")),
+        classes_(classes ? data<int32_t>(*classes, op, "tail_classes") : nullptr),
         inclusion_(data<float>(inclusion, op, "tail_inclusion")),
-        num_classes_(inclusion.numel()) {
-    require_shape(classes, {num_rows}, op, "tail_classes");
+        num_classes_(classes ? inclusion.numel() : num_rows) {
+    if (classes) require_shape(*classes, {num_rows}, op, "tail_classes");
     require_shape(inclusion, {num_classes_}, op, "tail_inclusion");
     check(rows_.rows, rows_.num_rows, op);
   }
@@ -32,7 +34,7 @@ class CallersTail {
   // Of rows that will be asked for: a check of all N classes would cost more than the selection.
   void check(const int64_t* rows, int64_t num, const char* op) const {
     for (int64_t i = 0; i < num; ++i) {
-      const int32_t c = classes_[rows[i]];
+      const int64_t c = class_of(rows[i]);
       if (c < 0 || c >= num_classes_)
         reject(op, "tail_classes", "in [0, " + std::to_string(num_classes_) + ")",
                std::to_string(c) + " of row " + std::to_string(rows[i]));
@@ -43,21 +45,23 @@ class CallersTail {
   }
 
   const GivenTail& rows() const { return rows_; }
-  double inclusion(int64_t row) const { return inclusion_[classes_[row]]; }
+  double inclusion(int64_t row) const { return inclusion_[class_of(row)]; }
 
  private:
+  int64_t class_of(int64_t row) const { return classes_ == nullptr ? row : classes_[row]; }
+
   GivenTail rows_;
-  const int32_t* classes_;  // [N]
+  const int32_t* classes_;  // [N] or null
   const float* inclusion_;  // [num_classes]
   int64_t num_classes_;
 };
 
 std::optional<CallersTail> callers_tail(const std::optional<Tensor>& rows, const std::optional<Tensor>& classes,
                                         const std::optional<Tensor>& inclusion, int64_t num_rows, const char* op) {
-  require(rows.has_value() == classes.has_value() && rows.has_value() == inclusion.has_value(), op,
-          "tail_rows, tail_classes and tail_inclusion", "all given or none");
+  require(rows.has_value() == inclusion.has_value() && (rows.has_value() || !classes.has_value()), op,
+          "tail_rows and tail_inclusion", "both given or none, and tail_classes with them alone");
   if (!rows) return std::nullopt;
-  return CallersTail(*rows, *classes, *inclusion, num_rows, op);
+  return CallersTail(*rows, classes, *inclusion, num_rows, op);
 }
 
 // How many rows a candidate stands for: the reciprocal of its probability of being one (Horvitz and Thompson 1952).

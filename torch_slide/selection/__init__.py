@@ -4,6 +4,7 @@ A new selector is a file here with one subclass of :class:`Selector` under :func
 """
 
 from torch_slide.selection.base import Selector, in_backward, misfits
+from torch_slide.selection.bucket_softmax import BucketSoftmaxSelector
 from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.selection.exact import ExactSelector
 from torch_slide.selection.hubs import HubsSelector
@@ -17,6 +18,7 @@ from torch_slide.selection.uniform import UniformSelector
 
 __all__ = [
     "SELECTORS",
+    "BucketSoftmaxSelector",
     "Candidates",
     "ExactSelector",
     "HubsSelector",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed
@@ -35,16 +35,21 @@ class LSHSelector(Selector):
     (torch.distributed), all rows are.
     """
 
+    # Who looks at codes alone needs no room in the buckets.
+    keeps_buckets: ClassVar[bool] = True
     derived = (*Selector.derived, "buckets", "counts")
     written = (*Selector.written, "norms")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
-        self.tables = HashTables(in_features, out_features, config)
+        self.tables = HashTables(in_features, out_features, self._of_tables(config))
         super().__init__(in_features, out_features, config)
+
+    def _of_tables(self, config: LSHConfig) -> LSHConfig:
+        return config if self.keeps_buckets else config.replace(bucket_size=1)
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
-        self.tables.config = config
+        self.tables.config = self._of_tables(config)
         if config.refine > 1:
             self.strategy = STRATEGIES.index("vanilla")  # the best come first
 

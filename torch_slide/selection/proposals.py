@@ -1,4 +1,4 @@
-"""Tails that are drawn with replacement from a known distribution: what their selectors share."""
+"""Tails that are drawn from a known distribution: what their selectors share."""
 
 from __future__ import annotations
 
@@ -51,3 +51,51 @@ def draws_for(wanted: int, chances: Tensor, rows: Tensor | None = None) -> int:
         gain = float((missed * chance).sum())
         count = min(count + lacking / gain, most) if gain > 0 else most
     return math.ceil(count)
+
+
+def proportional(chances: Tensor, rows: Tensor, wanted: int) -> Tensor:
+    """Probabilities in proportion to the chances, at most 1, by which ``wanted`` rows are to be expected.
+
+    Args:
+        chances: [n], not negative, of a row of each class.
+        rows: [n], how many rows of each class count.
+        wanted: how many rows; all where there are no more.
+
+    Returns:
+        float32 [n].
+    """
+    # NumPy's sums don't depend on the number of threads.
+    chance, count = chances.double().numpy(), rows.double().numpy()
+    certain = np.zeros(len(chance), dtype=bool)
+    found = np.zeros(len(chance))
+    for _ in range(_MAX_ROUNDS):
+        left, mass = wanted - float(count[certain].sum()), float((count * chance)[~certain].sum())
+        if mass <= 0:
+            found = (chance > 0).astype(np.float64)
+            break
+        found = np.minimum(max(left, 0.0) / mass * chance, 1.0)
+        found[certain] = 1
+        if not (beyond := ~certain & (found >= 1)).any():
+            break
+        certain |= beyond
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def systematic(inclusion: Tensor, rows: Tensor, start: float) -> Tensor:
+    """Places of rows, each drawn with its probability: those where a running sum of them passes start, start + 1, ...
+
+    Args:
+        inclusion: [n], for a row of each class.
+        rows: [n], how many rows there are of each class; they follow each other.
+        start: in [0, 1), uniform.
+
+    Returns:
+        int64, ascending, without repeats.
+    """
+    each, sizes = inclusion.double(), rows.double()
+    ends = torch.cumsum(each * sizes, 0)
+    points = torch.arange(max(0, math.ceil(float(ends[-1]) - start)), dtype=torch.float64) + start
+    found = torch.searchsorted(ends, points, right=True).clamp_(max=len(ends) - 1)
+    before = torch.where(found > 0, ends[found - 1], 0.0)
+    inside = torch.minimum(((points - before) / each[found]).floor_(), sizes[found] - 1)
+    return ((sizes.cumsum(0) - sizes)[found] + inside).long().unique_consecutive()

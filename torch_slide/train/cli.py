@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
         help="sparse: output neurons computed for a batch, labels apart",
     )
     network.add_argument("--family", choices=tuple(BITS_PER_HASH), help="sparse: hash family")
-    network.add_argument("--selector", choices=tuple(SELECTORS), help="sparse: where the active neurons come from")
+    where = f"where the active neurons come from: {', '.join(SELECTORS)} (default: by batch size)"
+    network.add_argument("--selector", metavar="NAME", choices=tuple(SELECTORS), help=f"sparse: {where}")
 
     training = p.add_argument_group("training")
     training.add_argument(
@@ -232,8 +233,8 @@ def _start(
     optimizers: list[torch.optim.Optimizer]
     if head == "sparse":
         family = {} if args.family is None else {"family": args.family}
-        lsh = ts.LSHConfig.auto(args.hidden, problem.num_outputs, num_active=args.num_active, **family)
-        lsh = lsh.replace(seed=args.seed, selector=args.selector or lsh.selector)
+        of_steps = {"num_active": args.num_active, "batch_size": args.batch_size, "selector": args.selector}
+        lsh = ts.LSHConfig.auto(args.hidden, problem.num_outputs, **of_steps, **family).replace(seed=args.seed)
         model = ts.convert(model, targets=["head"], lsh=lsh, sparse_grad=True)
         optimizers = [ts.optim.LazyAdam(model.parameters(), lr=args.lr, row_momentum=False)]
     else:

@@ -1,0 +1,230 @@
+"""Rows drawn in proportion to the softmax that their bucket holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_slide._ops import ops
+from torch_slide.config import LSHConfig
+from torch_slide.functional import Tail
+from torch_slide.selection.base import Selector
+from torch_slide.selection.candidates import Sources
+from torch_slide.selection.lsh import LSHSelector
+from torch_slide.selection.proposals import proportional, systematic, uniform_numbers
+from torch_slide.selection.registry import register_selector
+from torch_slide.targets import row_of
+
+# Rows of a bucket are told apart by what they promise, in steps of a factor of the square root of 2, down to 1/181 of
+# its best; those beyond share the last level.
+_LEVELS, _STEP = 16, math.log(2) / 2
+# Without a uniform share a row that its bucket misjudges would come rarely, and then with a huge weight.
+_LEAST_UNIFORM = 0.05
+# Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
+# and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
+_WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
+# Rows whose vectors are copied at a time.
+_CHUNK = 1 << 16
+
+
+@register_selector("bucket_softmax")
+class BucketSoftmaxSelector(LSHSelector):
+    """Labels, and a tail drawn by what the buckets of a hash table hold of the batch's softmax.
+
+    The table cuts the rows into buckets of neighbours. A sample's softmax over the buckets, from the mean row of each,
+    costs a matrix product with as many columns as there are buckets; its mean over the batch is how much each bucket
+    matters now. Within a bucket rows differ by what can be told without the query: a query that chooses the bucket of
+    mean c lies, as far as such queries are alike, at ``tilt * c``, where the logit of a row w is larger by
+    ``tilt * c (w - c)``, and by the spread of the queries around it ``tilt / 2 * |w - c|**2`` more: together
+    ``tilt / 2 * (|w|**2 - |c|**2)``. The steps measure ``tilt``.
+
+    Of the chances so found rows are drawn without replacement, ``num_active`` in expectation, each with a probability
+    in proportion to its chance, or 1 (systematic sampling: Madow, Annals of Mathematical Statistics 1949), and weighted
+    by one over it: the variance of the normaliser and of the gradients is least where draws follow the softmax (Bengio
+    and Senecal 2008). A share of ``LSHConfig.uniform_fraction`` of the chances (one in twenty at least) is the same for
+    all rows, those in no bucket have no other. (Adaptive sampled softmax from clusters of rows: Chen et al., arXiv
+    2501.08563, see ``"midx"``, whose cells know nothing of the rows in them.)
+
+    ``num_hubs``, ``probes``, ``strategy`` and ``refine`` are not read: a row that matters gets a probability of 1 here.
+
+    Raises:
+        ValueError: for more than one table.
+    """
+
+    selections = ("batch",)
+    keeps_buckets = False
+    derived = (*LSHSelector.derived, "by_class", "sizes", "inclusion")
+    written = (*LSHSelector.written, "tilt", "inclusion")
+
+    def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
+        if config.num_tables != 1:
+            raise ValueError(
+                f"LSHConfig: expected num_tables to be 1 with selector {self.name!r}, got {config.num_tables}"
+            )
+        super().__init__(in_features, out_features, config)
+        self.restore()
+
+    def _adopt(self, config: LSHConfig) -> None:
+        super()._adopt(config)
+        self.uniform_share = max(config.uniform_fraction, _LEAST_UNIFORM)
+
+    def _empty_state(self) -> dict[str, Tensor]:
+        state, rows, buckets = super()._empty_state(), self.out_features, self.config.num_buckets
+        num_classes = buckets * _LEVELS
+        state.update(
+            hubs=torch.zeros(0, dtype=torch.int64),
+            shares=torch.zeros(0),
+            means=torch.zeros((self.in_features, buckets)),  # a column each
+            log_masses=torch.full((buckets,), -torch.inf),
+            within=torch.zeros(num_classes),  # of the mass of its bucket, what each row of a class holds
+            classes=torch.full((rows,), num_classes, dtype=torch.int32),  # the last one is of those in no bucket
+            by_class=torch.zeros(rows, dtype=torch.int32),
+            sizes=torch.zeros(num_classes + 1),
+            inclusion=torch.zeros(rows),  # of the rows and labels of the last refined draw
+            tilt=torch.zeros(2),  # in use, and the running mean of what steps found
+        )
+        return state
+
+    def _follow(self, weight: Tensor, bias: Tensor | None, changed: Tensor | None, rehashes: int) -> None:
+        super()._follow(weight, bias, changed, rehashes)
+        self._group(weight, bias)
+
+    @torch.no_grad()
+    def _group(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Mean and mass of every bucket, and the class of every row, for the codes and the weights as they are."""
+        state, buckets = self.state, self.config.num_buckets
+        state["classes"].fill_(buckets * _LEVELS)
+        members = self.tables.members
+        codes = state["codes"][0, members]
+        cells = codes.long()
+        sums = torch.zeros((buckets, self.in_features))
+        for rows, codes_of_rows in zip(members.split(_CHUNK), codes.split(_CHUNK), strict=True):
+            sums += ops.cluster_sums(weight[rows].float(), codes_of_rows, buckets)
+        means = sums / cells.bincount(minlength=buckets).clamp_(min=1)[:, None]
+        state["means"].copy_(means.T)
+        # Two thirds of the way at most: what steps find depends on what is in use, and would swing between extremes.
+        state["tilt"][0] = state["tilt"].mean()
+        tilt = _BELIEVED * float(state["tilt"][0])
+        shift = torch.zeros(()) if bias is None else bias[members].float()
+        squares = state["norms"][members].square() - shift.square()
+        promises = shift + tilt / 2 * (squares - means.square().sum(1)[cells])
+
+        best = torch.full((buckets,), -torch.inf).scatter_reduce_(0, cells, promises, "amax")
+        levels = ((best[cells] - promises) / _STEP).clamp_(max=_LEVELS - 1).int()
+        classes = codes * _LEVELS + levels
+        state["classes"][members] = classes
+        relative = torch.exp(promises - best[cells])
+        masses = torch.zeros(buckets).index_add_(0, cells, relative)
+        sizes = classes.bincount(minlength=buckets * _LEVELS).clamp_(min=1)
+        of_classes = torch.zeros(buckets * _LEVELS).index_add_(0, classes, relative)
+        state["within"].copy_(of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1))
+        state["log_masses"].copy_(masses.log() + best.clamp(min=torch.finfo(torch.float32).min))
+        self._sort()
+
+    def _sort(self) -> None:
+        classes = self.state["classes"]
+        self.state["by_class"].copy_(classes.argsort(stable=True))
+        self.state["sizes"].copy_(classes.bincount(minlength=len(self.state["sizes"])))
+
+    @torch.no_grad()
+    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+        """As the base class, and some samples say how they lie to the buckets they choose."""
+        super().meet(hidden, labels, label_offsets)
+        some = hidden.detach()[:: max(1, len(hidden) // _WITNESSES)].float().contiguous()
+        scores = ops.project(some, self.state["means"])
+        chosen = torch.softmax(scores + self.state["log_masses"], 1)
+        found = (chosen * scores).sum() / (chosen * self.state["means"].square().sum(0)).sum()
+        if torch.isfinite(found):
+            tilt = self.state["tilt"]
+            tilt[1] += _NEWS * (found.clamp(min=0) - tilt[1])
+
+    def begin(self, weight: Tensor, bias: Tensor | None) -> None:
+        """As the base class, which leaves all buckets empty."""
+        super().begin(weight, bias)
+        self.state["tilt"].zero_()
+        self._group(weight, bias)
+
+    def restore(self) -> None:
+        """Sorts the rows by the loaded classes."""
+        super().restore()
+        self._sort()
+
+    def problems(self, loaded: dict[str, Any]) -> list[str]:
+        """As the base class, with classes that are none."""
+        if problems := super().problems(loaded):
+            return problems
+        least, most = (int(end) for end in torch.aminmax(loaded["classes"]))
+        if not 0 <= least <= most < len(self.state["sizes"]):
+            return [f"classes: expected numbers in [0, {len(self.state['sizes'])}), got {least} to {most}"]
+        return []
+
+    @torch.no_grad()
+    def chances(self, hidden: Tensor) -> Tensor:
+        """The share of the batch's softmax that is expected of any one row of each class; uniform if not finite.
+
+        Args:
+            hidden: [B, in_features].
+
+        Returns:
+            float32 [classes]; times the sizes of the classes they add up to 1.
+        """
+        state = self.state
+        uniform = torch.full_like(state["sizes"], 1 / self.out_features)
+        scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
+        # Not torch's mean, whose order of summation may depend on the number of threads.
+        of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
+        expected = torch.cat([of_buckets.repeat_interleave(_LEVELS) * state["within"], torch.zeros(1)])
+        mixed = (1 - self.uniform_share) * expected + self.uniform_share * uniform
+        return mixed if bool(torch.isfinite(mixed).all()) else uniform
+
+    def _sources(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
+    ) -> Sources:
+        state, refine = self.state, self.config.refine
+        labelled = labels.unique()
+        others = state["sizes"].double()
+        others -= state["classes"][labelled].bincount(minlength=len(others))
+        inclusion = proportional(self.chances(hidden), others, refine * self.num_active)
+        first, second = uniform_numbers(self.config.seed, draw, 2).tolist()
+        rows = state["by_class"][systematic(inclusion, state["sizes"], first)].long()
+        if refine == 1 or len(hidden) == 0:
+            return Sources.of(len(hidden), tail=Tail(rows, state["classes"], inclusion))
+        pool = torch.cat([rows[~torch.isin(rows, labelled)], labelled])
+        came = inclusion[state["classes"][pool]]
+        worth = self._worth(hidden.detach(), weight, bias, pool, came, labels, label_offsets)
+        counts = torch.ones(len(pool))
+        counts[-len(labelled) or len(pool) :] = 0
+        stays = proportional(worth, counts, self.num_active)
+        state["inclusion"][pool] = came * stays
+        return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, state["inclusion"]))
+
+    def _worth(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        pool: Tensor,
+        came: Tensor,
+        labels: Tensor,
+        label_offsets: Tensor,
+    ) -> Tensor:
+        # Of each row of the pool, the distinct labels last, its share in the batch's softmax over what the pool stands
+        # for, a row that came with some probability for one over it; own labels stand for themselves and are left out.
+        log_weights = -came.log()
+        # index_select copies whole rows, where weight[pool] would look at every element.
+        shift = log_weights if bias is None else log_weights + bias[pool].float()
+        with torch.autocast("cpu", enabled=False):
+            logits = torch.addmm(shift, hidden.float(), weight.index_select(0, pool).float().T)
+        distinct, place = labels.unique(return_inverse=True)
+        own = (row_of(label_offsets, len(labels)), place + len(pool) - len(distinct))
+        logits[own] -= log_weights[own[1]]
+        shares = logits.softmax(1)
+        shares[own] = 0
+        return torch.nan_to_num(shares.sum(0), nan=1.0)
+
+    def stats(self) -> dict[str, float]:
+        """As the selectors without buckets that could overflow."""
+        return Selector.stats(self)
