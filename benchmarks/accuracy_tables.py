@@ -8,7 +8,7 @@ import statistics
 from collections import defaultdict
 from typing import Any
 
-METHODS = ("dense", "simhash", "kmeans", "uniform")
+METHODS = ("dense", "simhash", "kmeans", "bucket_softmax", "uniform")
 METRICS = {
     "web-links": ("P@1", "P@5"),
     "citeulike-tags": ("P@1", "P@5"),
@@ -26,6 +26,7 @@ Run = dict[str, Any]
 def label_of(arguments: dict[str, str]) -> str:
     """The method, with what makes it other than the default."""
     active = "" if arguments["num_active"] == "None" else f", {arguments['num_active']} candidates"
+    active += f", refine={arguments['refine']}" if "refine" in arguments else ""
     uncorrected = ", uncorrected" if arguments["no_correction"] == "True" else ""
     logq = ", without logQ" if arguments.get("no_logq") == "True" else ""
     relu = ", ReLU" if arguments["relu"] == "True" else ""
@@ -49,7 +50,7 @@ def of_default_size(runs: list[Run]) -> list[Run]:
 
     def is_default(arguments: dict[str, str]) -> bool:
         size = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-        return size == ("None", "512", "batch") and "schedule" not in arguments
+        return size == ("None", "512", "batch") and not {"schedule", "refine"} & arguments.keys()
 
     return [run for run in runs if is_default(run["arguments"])]
 

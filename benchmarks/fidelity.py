@@ -23,7 +23,7 @@ import torch
 import torch_slide as ts
 from torch_slide import data
 from torch_slide.diagnostics import Fidelity
-from torch_slide.selection import LearnedSelector, Selector
+from torch_slide.selection import BucketSoftmaxSelector, LearnedSelector, Selector
 from torch_slide.selection.base import DRAWS
 
 
@@ -34,20 +34,24 @@ def observed(run: accuracy.Run, config: ts.LSHConfig) -> ts.SparseLSHLinear:
     layer.selector.begin(layer.weight, layer.bias)
     layer.rehash()
     tell(layer.selector, trained.selector)
-    if isinstance(layer.selector, LearnedSelector):
-        show_pairs(layer.selector, run)
+    if isinstance(layer.selector, LearnedSelector | BucketSoftmaxSelector):
+        show_batches(layer, run)
+        tell(layer.selector, trained.selector)
     layer.rehash()
     return layer
 
 
-def show_pairs(selector: LearnedSelector, run: accuracy.Run) -> None:
-    """Hidden vectors with their labels, of some training batches."""
-    for batch in itertools.islice(data.batches(run.problem.train, 512, run.problem.train_rows), 128):
+def show_batches(layer: ts.SparseLSHLinear, run: accuracy.Run) -> None:
+    """Hidden vectors with their labels, of some training batches, and a rehash now and then, as in training."""
+    batches = data.batches(run.problem.train, 512, run.problem.train_rows)
+    for number, batch in enumerate(itertools.islice(batches, 128), 1):
         with torch.no_grad():
             hidden = run.model.hidden(batch)
         labels = getattr(batch, "label_ids", None)
         lists = (batch.targets, torch.arange(len(hidden) + 1)) if labels is None else (labels, batch.label_offsets)
-        selector.remember(hidden, *lists)
+        layer.selector.meet(hidden, *lists)
+        if number % 32 == 0:
+            layer.rehash()
 
 
 def tell(selector: Selector, trained: Selector) -> None:
@@ -76,19 +80,27 @@ def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[
     for num_active in arguments.budgets:
         for method in arguments.methods:
             config = common.lsh_config(method, head.in_features, head.out_features, arguments.seed, num_active)
-            layer = observed(run, config)
-            started = time.perf_counter()
-            found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
-            show(method, num_active, found)
-            row = {"method": method, "num_active": num_active, "seconds": time.perf_counter() - started}
-            yield {**row, **dataclasses.asdict(found)}
+            for name, variant in variants(method, config):
+                layer = observed(run, variant)
+                started = time.perf_counter()
+                found = ts.diagnostics.fidelity(layer, hidden, target, draws=arguments.draws)
+                show(name, num_active, found)
+                row = {"method": name, "num_active": num_active, "seconds": time.perf_counter() - started}
+                yield {**row, **dataclasses.asdict(found)}
+
+
+def variants(method: str, config: ts.LSHConfig) -> Iterator[tuple[str, ts.LSHConfig]]:
+    """The selector as LSHConfig.auto sets it up, and with candidates drawn from four times as many."""
+    yield method, config
+    if method == "bucket_softmax":
+        yield f"{method}, refine=4", config.replace(refine=4)
 
 
 def show(method: str, num_active: int, found: Fidelity) -> None:
     cover, hidden, weight = found.coverage, found.hidden, found.weight
     recall = " ".join(f"{share:7.3f}" for share in cover.recall.values())
     print(
-        f"{method:12s} {num_active:8,d} {recall} {cover.mass:7.3f} {cover.best_mass:7.3f} "
+        f"{method:24s} {num_active:8,d} {recall} {cover.mass:7.3f} {cover.best_mass:7.3f} "
         f"{hidden.cosine:8.3f} {hidden.bias:7.3f} {weight.cosine:8.3f} {weight.bias:7.3f}",
         flush=True,
     )
@@ -113,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in range(arguments.stop):
         print(f"part {part + 1}: loss {float(run.train_part(part)):.4f}", flush=True)
     columns = ("top-1", "top-10", "mass", "at best", "cos(dh)", "bias", "cos(dW)", "bias")
-    print(f"{'':12s} {'active':>8s} " + " ".join(f"{column:>7s}" for column in columns))
+    print(f"{'':24s} {'active':>8s} " + " ".join(f"{column:>7s}" for column in columns))
     rows = list(measured(run, arguments))
     settings = common.settings(arguments, "threads")
     common.save(arguments.json, {"machine": machine, "arguments": settings, "fidelity": rows})

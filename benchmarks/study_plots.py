@@ -8,7 +8,7 @@ import study_tables
 from accuracy_tables import Run
 from study_tables import METRICS, Final, Key
 
-COLOURS = {"kmeans": "tab:blue", "uniform": "tab:green"}
+COLOURS = {"bucket_softmax": "tab:red", "kmeans": "tab:blue", "uniform": "tab:green"}
 SIZES = {
     "num_active": ("None", "512", "2048", "4096", "8192"),
     "batch_size": ("512", "64", "128", "256", "1024", "2048"),
@@ -18,7 +18,7 @@ DEFAULT_ACTIVE = 1024
 
 
 def alike(found: Final, problem: str, size: str) -> Final:
-    """The runs of the seeds that every size of both methods has, so that a curve shows sizes, not seeds."""
+    """The runs of the seeds that every size of all methods has, so that a curve shows sizes, not seeds."""
     keys = [Key(problem, method)._replace(**{size: value}) for method in COLOURS for value in SIZES[size]]
     measured = {key: found[key] for key in keys if key in found}
     seeds = set.intersection(*({run["seed"] for run in runs} for runs in measured.values())) if measured else set()
@@ -37,10 +37,10 @@ def points(found: Final, key: Key, size: str, metric: str, scale: float) -> list
 
 
 def draw(axes: Any, found: Final, problem: str, size: str, metric: str, scale: float) -> None:
-    """Both methods, from the same seeds, and the better dense layer as a line."""
-    both = alike(found, problem, size)
+    """All methods, from the same seeds, and the better dense layer as a line."""
+    same = alike(found, problem, size)
     for method, colour in COLOURS.items():
-        if got := points(both, Key(problem, method), size, metric, scale):
+        if got := points(same, Key(problem, method), size, metric, scale):
             x, y, errors = zip(*got, strict=True)
             axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=method)
     dense = [study_tables.of(found, Key(problem, "dense", momentum=momentum), metric) for momentum in (True, False)]
@@ -62,7 +62,7 @@ def over(found: Final, size: str) -> Any:
     problems = [
         problem
         for problem in study_tables.study.SETTINGS
-        if len(points(found, Key(problem, "kmeans"), size, METRICS[problem][0], 1.0)) > 1
+        if any(len(points(found, Key(problem, method), size, METRICS[problem][0], 1.0)) > 1 for method in COLOURS)
     ]
     if not problems:
         return None

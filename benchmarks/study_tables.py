@@ -47,6 +47,7 @@ class Key(NamedTuple):
     selection: str = "batch"
     momentum: bool = False
     schedule: str = ""
+    refine: str = ""
 
 
 class Estimate(NamedTuple):
@@ -86,9 +87,8 @@ def finals(runs: list[Run]) -> Final:
         )
         if as_set:
             sizes = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-            key = Key(
-                arguments["problem"], arguments["method"], *sizes, is_dense and momentum, arguments.get("schedule", "")
-            )
+            variants = (arguments.get("schedule", ""), arguments.get("refine", ""))
+            key = Key(arguments["problem"], arguments["method"], *sizes, is_dense and momentum, *variants)
             seconds = sum(part["train_cpu_seconds"] for part in run["epochs"])
             rehash = run["epochs"][-1].get("stats", {}).get("rehash_share", 0.0)
             halfway = run["epochs"][len(run["epochs"]) // 2 - 1]
@@ -143,7 +143,14 @@ def timed_headings(problems: Iterable[str]) -> dict[str, str]:
 def few_samples(found: Final) -> str:
     """Candidates that a batch of 8 shares."""
     rows = {}
-    for method, size in (("uniform", "None"), ("uniform", "4096"), ("kmeans", "None"), ("exact", "None")):
+    sizes = (
+        ("uniform", "None"),
+        ("uniform", "4096"),
+        ("kmeans", "None"),
+        ("bucket_softmax", "None"),
+        ("exact", "None"),
+    )
+    for method, size in sizes:
         keys = [Key(p, method, size, str(study.FEW_SAMPLES)) for p in study.FEW]
         rows[f"{method}, {'1,024' if size == 'None' else '4,096'} candidates"] = [timed(found, key) for key in keys]
     return table(f"batch {study.FEW_SAMPLES}", rows, timed_headings(study.FEW))
@@ -178,7 +185,7 @@ def difference(found: Final, one: Key, other: Key) -> str:
 
 
 def against_uniform(found: Final) -> str:
-    """The hashed default beside the uniform control, for every size that was measured."""
+    """What hashing is worth beside the uniform control, for every size that was measured."""
     problems = tuple(study.SETTINGS)
     sizes = {
         "batch 512, 1,024 candidates": {},
@@ -188,26 +195,35 @@ def against_uniform(found: Final) -> str:
         "512 candidates of each sample's own": {"num_active": "512", "selection": "sample"},
     }
     rows = {
-        name: [difference(found, Key(p, "kmeans", **size), Key(p, "uniform", **size)) for p in problems]
+        f"{hashed}, {name}": [
+            difference(found, Key(p, hashed, **size), Key(p, study.CONTROL, **size)) for p in problems
+        ]
+        for hashed in (study.DEFAULT, study.OF_FEW)
         for name, size in sizes.items()
     }
     measured = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}
-    return table("kmeans less uniform", measured, headings(problems))
+    return table("less uniform", measured, headings(problems))
 
 
 def against_dense(found: Final) -> str:
     """All precisions with 4,096 candidates or 1 %, hashed and uniform, beside the better dense layer."""
     rows = {}
+    columns = {
+        "uniform": ("uniform", ""),
+        "bucket_softmax": ("bucket_softmax", ""),
+        f"bucket_softmax, refine={study.REFINE}": ("bucket_softmax", str(study.REFINE)),
+        "kmeans": ("kmeans", ""),
+    }
     for problem, setting in study.SETTINGS.items():
         dense = [Key(problem, "dense", momentum=momentum) for momentum in (True, False)]
         for metric in METRICS[problem]:
             size = str(max(4096, setting.outputs // 100))
-            ours = [of(found, Key(problem, method, size), metric) for method in study.CONTROLLED]
+            ours = [of(found, Key(problem, method, size, refine=refine), metric) for method, refine in columns.values()]
             best = max((theirs.mean for key in dense if (theirs := of(found, key, metric))), default=None)
             cells = [MISSING if one is None else one.show(100, 2) for one in ours]
             rows[f"{problem}, {metric}"] = [*cells, MISSING if best is None else f"{100 * best:.2f}"]
-    columns = (*study.CONTROLLED, "nn.Linear")
-    return table("max(4,096, 1 % of the outputs) candidates, batch 512", rows, {name: name for name in columns})
+    names = (*columns, "nn.Linear")
+    return table("max(4,096, 1 % of the outputs) candidates, batch 512", rows, {name: name for name in names})
 
 
 def by_frequency(found: Final) -> str:
@@ -233,7 +249,7 @@ def schedules(found: Final) -> str:
     problem = "citeulike-tags"
     metric, rows = METRICS[problem][0], {}
     for schedule in ("", *study.SCHEDULES):
-        key = Key(problem, "kmeans", schedule=schedule)
+        key = Key(problem, study.DEFAULT, schedule=schedule)
         early, last = of(found, key, f"{metric}/halfway"), of(found, key, metric)
         xent, rehash = of(found, key, "xent"), of(found, key, "rehash")
         shown = [(early, 100.0, 1), (last, 100.0, 1), (xent, 1.0, 3), (rehash, 100.0, 1)]

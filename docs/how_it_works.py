@@ -9,7 +9,7 @@ from matplotlib import pyplot
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 INK, PAPER, SHADE = "#24292f", "#ffffff", "#eef1f4"
-LABEL, HUB, HIT, TAIL = "#c0392b", "#d98e04", "#1f6fb2", "#2e8b57"
+LABEL, DRAWN, TAIL = "#c0392b", "#1f6fb2", "#2e8b57"
 
 pyplot.rcParams.update({"font.family": "DejaVu Sans", "svg.hashsalt": "torch_slide", "text.color": INK})
 figure, axes = pyplot.subplots(figsize=(11, 4.9), facecolor=PAPER)
@@ -32,22 +32,21 @@ def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
 
 
 box(2, 30, 15, 12, "hidden vectors", "[B, d]\nfrom the layers\nbefore")
-box(22, 30, 15, 12, "hash tables", "L tables: which rows\nlie near the\nhidden vectors?")
+box(22, 30, 15, 12, "hash table", "of the softmax, what\ndo these buckets of\nsimilar rows hold?")
 box(42, 30, 20, 12, "candidates", "")
 kinds = (
     ("labels, from the loss", LABEL),
-    ("hubs: most softmax", HUB),
-    ("hits, by votes", HIT),
-    ("uniform tail, weighted", TAIL),
+    ("drawn by what they hold", DRAWN),
+    ("drawn uniformly", TAIL),
 )
 for line, (kind, color) in enumerate(kinds):
-    axes.add_patch(Rectangle((43.5, 36.1 - 1.8 * line), 1.6, 1.0, color=color))
-    axes.text(46, 36.6 - 1.8 * line, kind, va="center", fontsize=8.8)
+    axes.add_patch(Rectangle((43.2, 36.1 - 2.2 * line), 1.6, 1.0, color=color))
+    axes.text(45.5, 36.6 - 2.2 * line, kind, va="center", fontsize=8.8)
 box(89, 30, 19, 12, "loss", "of the candidates'\nlogits and\nthe targets")
 
 x, top, bottom, rows = 68, 43.5, 7, 74
 colors = ["#dfe3e8"] * rows
-for color, where in ((LABEL, (11, 46)), (HUB, (5, 61)), (HIT, (14, 16, 33, 35, 58)), (TAIL, (21, 40, 69))):
+for color, where in ((LABEL, (11, 46)), (DRAWN, (5, 14, 15, 16, 33, 35, 58, 61)), (TAIL, (21, 69))):
     for row in where:
         colors[row] = color
 height = (top - bottom) / rows

@@ -76,7 +76,9 @@ def trainers(load):
     made = []
     for _ in range(2):
         torch.manual_seed(0)
-        layer = load("output_layers").SparseLSH(32, OUTPUTS, ts.LSHConfig.auto(32, OUTPUTS).replace(num_active=256))
+        layer = load("output_layers").SparseLSH(
+            32, OUTPUTS, ts.LSHConfig.auto(32, OUTPUTS, num_active=256, selector="lsh")
+        )
         batches = load("training_step").endless(problem, BATCH, 0)
         made.append(load("staged_step").Trainer(problem, layer, batches, lr=1e-2))
     return made

@@ -216,7 +216,7 @@ def test_memory_of_weights_and_state(rowwise: bool) -> None:
 @pytest.mark.parametrize("make", [LazyAdam, RowwiseAdagrad, RowSGD])
 def test_a_layer_in_bfloat16_learns(selection: str, make: Any) -> None:
     torch.manual_seed(0)
-    config = ts.LSHConfig.auto(16, 500).replace(num_active=100, selection=selection)
+    config = ts.LSHConfig.auto(16, 500, num_active=100, selection=selection)
     head = ts.SparseLSHLinear(16, 500, lsh=config, sparse_grad=True, dtype=BF16)
     optimizer = make(head.parameters(), lr={LazyAdam: 0.02, RowwiseAdagrad: 0.2, RowSGD: 20.0}[make])
     hidden, labels = torch.randn(64, 16).to(BF16), torch.randint(0, 500, (64,))

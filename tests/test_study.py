@@ -94,10 +94,22 @@ def test_samples_say_what_they_took(tables):
     assert "| uniform with 2,048 and 4,096 candidates | not measured |" in shown
 
 
+def test_refined_candidates_are_another_method(tables):
+    size = {"num_active": "4096"}
+    runs = [
+        run_of(method="bucket_softmax", metrics={"R@20": 0.15}, **size),
+        run_of(method="bucket_softmax", metrics={"R@20": 0.17}, refine="4", **size),
+        run_of(method="uniform", metrics={"R@20": 0.14}, **size),
+    ]
+    found = tables.finals(runs)
+    assert "| gowalla, R@20 | 14.00 | 15.00 | 17.00 | not measured | not measured |" in tables.against_dense(found)
+    assert tables.against_uniform(found).count("\n") == 1, "nothing of the sizes that it shows"
+
+
 def test_schedules_are_shown_half_way_and_at_the_end(tables):
     stats = {"stats": {"rehash_share": 0.05}}
-    plain = run_of("citeulike-tags", metrics={"P@1": 0.5, **stats})
-    other = run_of("citeulike-tags", metrics={"P@1": 0.51, **stats}, schedule="growing-budget")
+    plain = run_of("citeulike-tags", "bucket_softmax", metrics={"P@1": 0.5, **stats})
+    other = run_of("citeulike-tags", "bucket_softmax", metrics={"P@1": 0.51, **stats}, schedule="growing-budget")
     shown = tables.schedules(tables.finals([plain, other]))
     assert "| none | 40.0 | 50.0 | 8.000 | 5.0 |" in shown
     assert "| growing budget | 40.0 | 51.0 | 8.000 | 5.0 |" in shown

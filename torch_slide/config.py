@@ -33,6 +33,8 @@ _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
 _MAX_CODE_BITS = (20, 13)
 # A step scores every bucket of a bucket softmax.
 _MAX_SCORED_BITS = 10
+# Beside its mean row: its mass, one place and a counter, and for each of 16 levels a size and a share.
+_NUMBERS_A_BUCKET = 35
 # Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
@@ -229,7 +231,8 @@ class LSHConfig:
         codes, norms, classes, rows by class and their probabilities, counters of votes and of labels.
         """
         if self.selector == "bucket_softmax":
-            return 4 * (6 + (self.logq and self.selection == "batch")) * out_features
+            of_rows = 6 + (self.logq and self.selection == "batch")
+            return 4 * (of_rows * out_features + _NUMBERS_A_BUCKET * self.num_buckets)
         codes = self.num_tables * out_features
         buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
         label_counts = out_features if self.logq and self.selection == "batch" else 0

@@ -125,9 +125,13 @@ class BucketSoftmaxSelector(LSHSelector):
         self._sort()
 
     def _sort(self) -> None:
-        classes = self.state["classes"]
-        self.state["by_class"].copy_(classes.argsort(stable=True))
-        self.state["sizes"].copy_(classes.bincount(minlength=len(self.state["sizes"])))
+        classes, sizes = self.state["classes"], self.state["sizes"]
+        # Of millions of rows most are in no bucket: these need no sorting.
+        has_bucket = classes < len(sizes) - 1
+        inside = has_bucket.nonzero().squeeze(1)
+        inside = inside[classes[inside].argsort(stable=True)]
+        self.state["by_class"].copy_(torch.cat([inside, (~has_bucket).nonzero().squeeze(1)]))
+        sizes.copy_(classes.bincount(minlength=len(sizes)))
 
     @torch.no_grad()
     def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
