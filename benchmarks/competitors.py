@@ -175,12 +175,12 @@ def sce_memory(setting: Setting) -> Memory:
     return Memory(3 * setting.weight_bytes, FLOAT * (products + rows + logits))
 
 
-def lsh(changes: dict[str, str], *, family: str = "kmeans", unchanged: bool = False) -> Competitor:
-    """SparseLSHLinear as LSHConfig.auto sets it, but for ``changes``."""
+def lsh(*, selector: str | None = None, family: str = "kmeans", unchanged: bool = False) -> Competitor:
+    """SparseLSHLinear as LSHConfig.auto sets it up."""
 
     def build(setting: Setting) -> OutputLayer:
-        config = ts.LSHConfig.auto(setting.hidden, setting.num_outputs, family=family)
-        config = config.replace(num_active=setting.num_active, **changes)
+        sizes = (setting.hidden, setting.num_outputs)
+        config = ts.LSHConfig.auto(*sizes, family=family, selector=selector, num_active=setting.num_active)
         return SparseLSH(setting.hidden, setting.num_outputs, config, unchanged)
 
     def memory(setting: Setting) -> Memory:
@@ -217,16 +217,18 @@ COMPETITORS: dict[str, Competitor] = {
         lambda setting: ScalableCrossEntropy(setting.hidden, setting.num_outputs, *sce_shape(setting)),
         sce_memory, pace="middle",
     ),
-    "sparse, kmeans, LazyAdam": lsh({}),
-    "sparse, simhash, LazyAdam": lsh({}, family="simhash"),
-    "sparse, uniform, LazyAdam": lsh({"selector": "uniform"}),
-    "sparse, unchanged loop, torch Adam(fused)": lsh({}, unchanged=True),
+    "sparse, LazyAdam": lsh(),
+    "sparse, kmeans, LazyAdam": lsh(selector="lsh"),
+    "sparse, simhash, LazyAdam": lsh(selector="lsh", family="simhash"),
+    "sparse, uniform, LazyAdam": lsh(selector="uniform"),
+    "sparse, unchanged loop, torch Adam(fused)": lsh(unchanged=True),
 }  # fmt: skip
 
 # The README's table.
 DEFAULT = (
     "nn.Linear + cross_entropy",
     "linear_cross_entropy, chunks of 256",
+    "sparse, LazyAdam",
     "sparse, kmeans, LazyAdam",
     "sparse, simhash, LazyAdam",
     "sparse, uniform, LazyAdam",

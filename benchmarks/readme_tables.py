@@ -14,6 +14,8 @@ import argparse
 import json
 import re
 import sys
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ DENSE = {
     "linear_cross_entropy, chunks of 256": "F.linear_cross_entropy, chunks of 256",
 }
 SPARSE = {
-    "sparse, simhash, LazyAdam": "SparseLSHLinear, simhash, LazyAdam",
-    "sparse, kmeans, LazyAdam": "SparseLSHLinear, kmeans, LazyAdam",
+    "sparse, LazyAdam": "SparseLSHLinear, LazyAdam",
+    "sparse, kmeans, LazyAdam": "the same, k-means tables that vote",
+    "sparse, simhash, LazyAdam": "the same, simhash tables that vote",
     "sparse, uniform, LazyAdam": "uniform sampling, LazyAdam (the control)",
     "sparse, unchanged loop, torch Adam(fused)": "unchanged loop with torch's Adam(fused=True)",
 }
@@ -48,14 +51,20 @@ STEPS = {
 }
 
 
-def machines(runs: list[Run]) -> str:
-    """Where the figures come from."""
-    described = {
-        "{cpu}, {isa}, {threads} threads, torch {torch}".format(**run["machine"])
-        + (f", {run['machine']['gpu']}" if "gpu" in run["machine"] else "")
-        for run in runs
-    }
-    return f"\n\nOn {'; '.join(sorted(described))}." if described else ""
+def machines(runs: list[Run], name_of: Callable[[Run], str] | None = None) -> str:
+    """Where the figures come from; which of them, if there are several machines and runs have names."""
+    described = defaultdict(list)
+    for run in runs:
+        machine = "{cpu}, {isa}, {threads} threads, torch {torch}".format(**run["machine"])
+        gpu = f", {run['machine']['gpu']}" if "gpu" in run["machine"] else ""
+        described[machine + gpu].append(run)
+    if not described:
+        return ""
+    lines = []
+    for machine, its_runs in sorted(described.items()):
+        names = f" ({', '.join(map(name_of, its_runs))})" if name_of is not None and len(described) > 1 else ""
+        lines.append(machine + names)
+    return f"\n\nOn {'; '.join(lines)}."
 
 
 def speed(runs: list[Run]) -> str:
@@ -74,7 +83,7 @@ def speed(runs: list[Run]) -> str:
         return f"{seconds * 1e3:.1f}" + (f" ({min(dense) / seconds:.0f}x)" if dense else "")
 
     rows = {title: [cell(problem, name) for problem in STEPS] for name, title in (DENSE | SPARSE).items()}
-    return table("ms a step", rows, STEPS) + machines(runs)
+    return table("ms a step", rows, STEPS) + machines(runs, step_name)
 
 
 def step_name(run: Run) -> str:

@@ -28,6 +28,7 @@ NAMES = (
     "sampled softmax, uniform, SparseAdam",
     "sampled softmax, log-uniform, SparseAdam",
     "SCE, SparseAdam",
+    "sparse, LazyAdam",
     "sparse, kmeans, LazyAdam",
     "sparse, simhash, LazyAdam",
     "sparse, uniform, LazyAdam",

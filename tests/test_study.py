@@ -102,7 +102,10 @@ def test_refined_candidates_are_another_method(tables):
         run_of(method="uniform", metrics={"R@20": 0.14}, **size),
     ]
     found = tables.finals(runs)
-    assert "| gowalla, R@20 | 14.00 | 15.00 | 17.00 | not measured | not measured |" in tables.against_dense(found)
+    assert (
+        "| gowalla, R@20 | 14.00 | 15.00 | 17.00 | not measured | not measured | not measured |"
+        in tables.against_dense(found)
+    )
     assert tables.against_uniform(found).count("\n") == 1, "nothing of the sizes that it shows"
 
 
