@@ -14,7 +14,13 @@ import study_plots
 from accuracy_tables import Run
 from readme_tables import DENSE, PROBLEMS, ROOT, TIMED, load
 
-COLOURS = {"dense": "tab:gray", "bucket_softmax": "tab:red", "kmeans": "tab:blue", "simhash": "tab:orange", "uniform": "tab:green"}
+COLOURS = {
+    "dense": "tab:gray",
+    "bucket_softmax": "tab:red",
+    "kmeans": "tab:blue",
+    "simhash": "tab:orange",
+    "uniform": "tab:green",
+}
 CHUNKED = "linear_cross_entropy, chunks of 256"
 
 

@@ -185,7 +185,7 @@ def test_draws_follow_the_batch():
 def test_rows_that_were_never_a_label_have_the_uniform_chance():
     head = ts.SparseLSHLinear(IN, OUT, lsh=config_of(NAME, rehash=ts.RehashSchedule(every=2)))
     hidden = torch.randn(BATCH, IN)
-    uniform = torch.full_like(head.selector.state["sizes"], 1 / OUT)
+    uniform = torch.full((len(head.selector.state["sizes"]),), 1 / OUT)
     assert torch.equal(head.selector.chances(hidden), uniform), "nothing is in the tables yet"
     for _ in range(4):
         head.loss(hidden, torch.arange(BATCH) * 3).backward()
@@ -202,7 +202,7 @@ def test_hidden_vectors_that_are_not_finite_draw_uniformly(bad):
     weight, bias, hidden = layer_tensors()
     selector = selector_of(NAME, weight, bias)
     hidden[3, 1] = bad
-    assert torch.equal(selector.chances(hidden), torch.full_like(selector.state["sizes"], 1 / OUT))
+    assert torch.equal(selector.chances(hidden), torch.full((len(selector.state["sizes"]),), 1 / OUT))
     for refine in (1, 2):
         refined = selector_of(NAME, weight, bias, refine=refine)
         assert torch.isfinite(select(refined, weight, bias, hidden, some_labels()).log_weights).all()

@@ -33,8 +33,8 @@ _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
 _MAX_CODE_BITS = (20, 13)
 # A step scores every bucket of a bucket softmax.
 _MAX_SCORED_BITS = 10
-# Beside its mean row: its mass, one place and a counter, and for each of 16 levels a size and a share.
-_NUMBERS_A_BUCKET = 35
+# Beside its mean row: its mass, one place and a counter, and for each of 16 levels a size, in two words, and a share.
+_NUMBERS_A_BUCKET = 51
 # Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.

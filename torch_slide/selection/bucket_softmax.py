@@ -82,7 +82,7 @@ class BucketSoftmaxSelector(LSHSelector):
             within=torch.zeros(num_classes),  # of the mass of its bucket, what each row of a class holds
             classes=torch.full((rows,), num_classes, dtype=torch.int32),  # the last one is of those in no bucket
             by_class=torch.zeros(rows, dtype=torch.int32),
-            sizes=torch.zeros(num_classes + 1),
+            sizes=torch.zeros(num_classes + 1, dtype=torch.int64),
             inclusion=torch.zeros(rows),  # of the rows and labels of the last refined draw
             tilt=torch.zeros(2),  # in use, and the running mean of what steps found
         )
@@ -105,7 +105,7 @@ class BucketSoftmaxSelector(LSHSelector):
             sums += ops.cluster_sums(weight[rows].float(), codes_of_rows, buckets)
         means = sums / cells.bincount(minlength=buckets).clamp_(min=1)[:, None]
         state["means"].copy_(means.T)
-        # Two thirds of the way at most: what steps find depends on what is in use, and would swing between extremes.
+        # Half of the way: what steps find depends on what is in use, and would swing between extremes.
         state["tilt"][0] = state["tilt"].mean()
         tilt = _BELIEVED * float(state["tilt"][0])
         shift = torch.zeros(()) if bias is None else bias[members].float()
@@ -176,7 +176,7 @@ class BucketSoftmaxSelector(LSHSelector):
             float32 [classes]; times the sizes of the classes they add up to 1.
         """
         state = self.state
-        uniform = torch.full_like(state["sizes"], 1 / self.out_features)
+        uniform = torch.full((len(state["sizes"]),), 1 / self.out_features)
         scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
         # Not torch's mean, whose order of summation may depend on the number of threads.
         of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
