@@ -237,7 +237,7 @@ def test_short_form_measures_every_competitor(tmp_path):
     run, printed = short_form(tmp_path / "run.json", "--competitors", *NOT_COMPILED)
     assert list(run["results"]) == NOT_COMPILED
     assert all(result["median"] > 0 and result["rounds"] == 1 for result in run["results"].values())
-    assert list(run["stats"]) == NOT_COMPILED[-4:]
+    assert list(run["stats"]) == NOT_COMPILED[-5:]
     assert run["in_turn"] == [NOT_COMPILED]
     assert all(name in printed for name in NOT_COMPILED)
 
@@ -262,14 +262,14 @@ def script_run(script, monkeypatch, path, *arguments):
 
 def test_what_does_not_fit_is_not_measured(load, monkeypatch, tmp_path, capsys):
     run = script_run(load("training_step"), monkeypatch, tmp_path / "run.json", "--memory-gb", "1e-3")
-    assert len(run["results"]) == 6
+    assert len(run["results"]) == 7
     for result in run["results"].values():
         assert result["reason"].startswith("not measured: needs 0.02")
         assert result["median"] is None
-    assert capsys.readouterr().out.count("not measured: needs 0.02") == 6
+    assert capsys.readouterr().out.count("not measured: needs 0.02") == 7
     run["arguments"]["problem"] = "web-links"
     tables = load("readme_tables")
-    assert tables.speed([run]).count(tables.MISSING) == 6 * len(tables.STEPS)
+    assert tables.speed([run]).count(tables.MISSING) == 7 * len(tables.STEPS)
 
 
 def test_memory_for_some_at_a_time(load, monkeypatch, tmp_path, capsys):
