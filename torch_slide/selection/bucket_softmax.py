@@ -11,7 +11,6 @@ from torch import Tensor
 from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
-from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.lsh import LSHSelector
 from torch_slide.selection.proposals import proportional, systematic, uniform_numbers
@@ -188,7 +187,7 @@ class BucketSoftmaxSelector(LSHSelector):
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
     ) -> Sources:
         state, refine = self.state, self.config.refine
-        labelled = labels.unique()
+        labelled, place = labels.unique(return_inverse=True)
         others = state["sizes"].double()
         others -= state["classes"][labelled].bincount(minlength=len(others))
         inclusion = proportional(self.chances(hidden), others, refine * self.num_active)
@@ -198,37 +197,35 @@ class BucketSoftmaxSelector(LSHSelector):
             return Sources.of(len(hidden), tail=Tail(rows, state["classes"], inclusion))
         pool = torch.cat([rows[~torch.isin(rows, labelled)], labelled])
         came = inclusion[state["classes"][pool]]
-        worth = self._worth(hidden.detach(), weight, bias, pool, came, labels, label_offsets)
+        own = (row_of(label_offsets, len(labels)), place + len(pool) - len(labelled))
+        worth = _worth(hidden.detach(), weight, bias, pool, came, own)
         counts = torch.ones(len(pool))
         counts[-len(labelled) or len(pool) :] = 0
         stays = proportional(worth, counts, self.num_active)
         state["inclusion"][pool] = came * stays
         return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, state["inclusion"]))
 
-    def _worth(
-        self,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        pool: Tensor,
-        came: Tensor,
-        labels: Tensor,
-        label_offsets: Tensor,
-    ) -> Tensor:
-        # Of each row of the pool, the distinct labels last, its share in the batch's softmax over what the pool stands
-        # for, a row that came with some probability for one over it; own labels stand for themselves and are left out.
-        log_weights = -came.log()
-        # index_select copies whole rows, where weight[pool] would look at every element.
-        shift = log_weights if bias is None else log_weights + bias[pool].float()
-        with torch.autocast("cpu", enabled=False):
-            logits = torch.addmm(shift, hidden.float(), weight.index_select(0, pool).float().T)
-        distinct, place = labels.unique(return_inverse=True)
-        own = (row_of(label_offsets, len(labels)), place + len(pool) - len(distinct))
-        logits[own] -= log_weights[own[1]]
-        shares = logits.softmax(1)
-        shares[own] = 0
-        return torch.nan_to_num(shares.sum(0), nan=1.0)
 
-    def stats(self) -> dict[str, float]:
-        """As the selectors without buckets that could overflow."""
-        return Selector.stats(self)
+def _worth(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, pool: Tensor, came: Tensor, own: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Of each row of the pool the share in the batch's softmax over what the pool stands for, own labels left out.
+
+    Args:
+        hidden: [B, in_features].
+        weight: [N, in_features].
+        bias: [N] or None.
+        pool: int64 [P].
+        came: [P], the probabilities of the rows to be in the pool; each stands for one over it.
+        own: samples and the places of their labels in the pool, int64 [number of labels] each: for these samples these
+            rows stand for themselves alone.
+    """
+    log_weights = -came.log()
+    # index_select copies whole rows, where weight[pool] would look at every element.
+    shift = log_weights if bias is None else log_weights + bias[pool].float()
+    with torch.autocast("cpu", enabled=False):
+        logits = torch.addmm(shift, hidden.float(), weight.index_select(0, pool).float().T)
+    logits[own] -= log_weights[own[1]]
+    shares = logits.softmax(1)
+    shares[own] = 0
+    return torch.nan_to_num(shares.sum(0), nan=1.0)

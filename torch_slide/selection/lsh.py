@@ -179,7 +179,7 @@ class LSHSelector(Selector):
 
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
-        return {**super().stats(), "overflow": self.tables.overflow}
+        return {**super().stats(), "overflow": self.tables.overflow if self.keeps_buckets else 0.0}
 
 
 def _has_peers() -> bool:
