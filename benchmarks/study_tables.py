@@ -125,8 +125,10 @@ def selectors(found: Final) -> str:
     """Every selector with the default budget, beside dense layers."""
     problems = tuple(study.SETTINGS)
     rows = {method: [cell(found, Key(p, method)) for p in problems] for method in (*study.SELECTORS, "exact")}
-    longer = {p: Key(p, study.CONTROL, str(study.AS_LONG.get(p, ""))) for p in problems}
-    rows["uniform, 1,536 candidates, as long as bucket_softmax"] = [cell(found, longer[p]) for p in problems]
+    as_long = str(study.AS_LONG)
+    rows[f"uniform, {study.AS_LONG:,} candidates, as long as bucket_softmax"] = [
+        cell(found, Key(p, study.CONTROL, as_long)) for p in problems
+    ]
     rows["dense"] = [cell(found, Key(p, "dense", momentum=True)) for p in problems]
     rows["dense, without momentum"] = [cell(found, Key(p, "dense")) for p in problems]
     return table("batch 512, 1,024 candidates", rows, headings(problems))

@@ -67,8 +67,9 @@ def proposal_of_rows(selector, weight, bias, hidden):
     codes = selector.state["codes"][0].long()
     bias = torch.zeros(len(weight)) if bias is None else bias
     tilt = _BELIEVED * float(selector.state["tilt"][0])
-    scores = torch.zeros(len(hidden), selector.config.num_buckets, dtype=torch.float64) - torch.inf
+    scores = torch.zeros(len(hidden), selector.config.num_buckets + 1, dtype=torch.float64) - torch.inf
     promises = torch.zeros(len(weight), dtype=torch.float64)
+    codes = codes.where(codes >= 0, selector.config.num_buckets)  # rows in no table: one bucket more
     for bucket in codes.unique():
         mine = codes == bucket
         mean = weight[mine].double().mean(0)
@@ -182,19 +183,46 @@ def test_draws_follow_the_batch():
     assert held[NAME] > 2 * held["midx"] > 4 * held["uniform"]
 
 
-def test_rows_that_were_never_a_label_have_the_uniform_chance():
+def test_rows_that_were_never_a_label_are_a_bucket():
     head = ts.SparseLSHLinear(IN, OUT, lsh=config_of(NAME, rehash=ts.RehashSchedule(every=2)))
-    hidden = torch.randn(BATCH, IN)
-    uniform = torch.full((len(head.selector.state["sizes"]),), 1 / OUT)
-    assert torch.equal(head.selector.chances(hidden), uniform), "nothing is in the tables yet"
+    selector, hidden = head.selector, 2 + 0.3 * torch.randn(BATCH, IN)
+
+    def chances() -> torch.Tensor:
+        return selector.chances(hidden)[selector.state["classes"].long()]
+
+    torch.testing.assert_close(chances(), torch.full((OUT,), 1 / OUT), msg="nothing is in the tables yet")
     for _ in range(4):
         head.loss(hidden, torch.arange(BATCH) * 3).backward()
-    chances = head.selector.chances(hidden)[head.selector.state["classes"].long()]
     seen = torch.zeros(OUT, dtype=torch.bool)
     seen[torch.arange(BATCH) * 3] = True
-    least = head.selector.uniform_share / OUT
-    assert (chances[seen] > 1.5 * least).all()
-    torch.testing.assert_close(chances[~seen], torch.full((OUT - BATCH,), least))
+    # Away from the batch, or its way: it sees nothing in the other rows, or nothing else.
+    for length in (-5.0, 5.0):
+        with torch.no_grad():
+            head.weight[~seen] = length * hidden.mean(0) + 0.1 * torch.randn(OUT - BATCH, IN)
+        head.rehash()
+        expected = proposal_of_rows(selector, head.weight.detach(), head.bias.detach(), hidden)
+        assert float(chances().sum()) == pytest.approx(1, rel=1e-4)
+        torch.testing.assert_close(
+            chances()[~seen].double(), (expected[~seen].sum() / (~seen).sum()).expand(OUT - BATCH), rtol=1e-3, atol=0
+        )
+        least = selector.uniform_share * (OUT - BATCH) / OUT
+        most = least + 1 - selector.uniform_share
+        assert float(chances()[~seen].sum()) == pytest.approx(least if length < 0 else most, rel=1e-3)
+
+
+def test_a_sample_speaks_for_rows_that_were_never_a_label():
+    """Its mean and mass are those of all, within six standard errors of 4,096 draws of 40,000."""
+    rows = 40_000
+    head = ts.SparseLSHLinear(IN, rows, lsh=config_of(NAME))
+    with torch.no_grad():
+        head.bias.normal_()
+    head.selector.begin(head.weight, head.bias)
+    state = head.selector.state
+    deviation = head.weight.detach().std(0) / 64
+    assert ((state["means"][:, -1] - head.weight.detach().mean(0)).abs() < 6 * deviation).all()
+    # The relative error of a mean of exp(normal): sqrt(e - 1) / 64.
+    found = float(state["log_masses"][-1] - head.bias.detach().logsumexp(0))
+    assert 0 < abs(found) < 6 * math.sqrt(math.e - 1) / 64
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -11,22 +11,29 @@ from torch import Tensor
 from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
+from torch_slide.selection.base import DRAWS
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.lsh import LSHSelector
-from torch_slide.selection.proposals import proportional, systematic, uniform_numbers
+from torch_slide.selection.proposals import (
+    LEAST_UNIFORM,
+    proportional,
+    systematic,
+    tail_of_classes,
+    uniform_numbers,
+)
 from torch_slide.selection.registry import register_selector
 from torch_slide.targets import row_of
 
 # Rows of a bucket are told apart by what they promise, in steps of a factor of the square root of 2, down to 1/181 of
 # its best; those beyond share the last level.
 _LEVELS, _STEP = 16, math.log(2) / 2
-# Without a uniform share a row that its bucket misjudges would come rarely, and then with a huge weight.
-_LEAST_UNIFORM = 0.05
 # Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
 # and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
 _WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
 # Rows whose vectors are copied at a time.
 _CHUNK = 1 << 16
+# Of the rows in no bucket, those that speak for all of them.
+_SPOKESMEN = 1 << 12
 
 
 @register_selector("bucket_softmax")
@@ -44,8 +51,8 @@ class BucketSoftmaxSelector(LSHSelector):
     in proportion to its chance, or 1 (systematic sampling: Madow, Annals of Mathematical Statistics 1949), and weighted
     by one over it: the variance of the normaliser and of the gradients is least where draws follow the softmax (Bengio
     and Senecal 2008). A share of ``LSHConfig.uniform_fraction`` of the chances (one in twenty at least) is the same for
-    all rows, those in no bucket have no other. (Adaptive sampled softmax from clusters of rows: Chen et al., arXiv
-    2501.08563, see ``"midx"``, whose cells know nothing of the rows in them.)
+    all rows. Rows that are in no table yet are one bucket more, known by a sample of them. (Adaptive sampled softmax
+    from clusters of rows: Chen et al., arXiv 2501.08563, see ``"midx"``, whose cells know nothing of the rows in them.)
 
     ``num_hubs``, ``probes``, ``strategy`` and ``refine`` are not read: a row that matters gets a probability of 1 here.
 
@@ -68,7 +75,7 @@ class BucketSoftmaxSelector(LSHSelector):
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
-        self.uniform_share = max(config.uniform_fraction, _LEAST_UNIFORM)
+        self.uniform_share = max(config.uniform_fraction, LEAST_UNIFORM)
 
     def _empty_state(self) -> dict[str, Tensor]:
         state, rows, buckets = super()._empty_state(), self.out_features, self.config.num_buckets
@@ -76,10 +83,11 @@ class BucketSoftmaxSelector(LSHSelector):
         state.update(
             hubs=torch.zeros(0, dtype=torch.int64),
             shares=torch.zeros(0),
-            means=torch.zeros((self.in_features, buckets)),  # a column each
-            log_masses=torch.full((buckets,), -torch.inf),
-            within=torch.zeros(num_classes),  # of the mass of its bucket, what each row of a class holds
-            classes=torch.full((rows,), num_classes, dtype=torch.int32),  # the last one is of those in no bucket
+            # The last bucket, of one class, is of the rows in no table.
+            means=torch.zeros((self.in_features, buckets + 1)),  # a column each
+            log_masses=torch.full((buckets + 1,), -torch.inf),
+            within=torch.zeros(num_classes + 1),  # of the mass of its bucket, what each row of a class holds
+            classes=torch.full((rows,), num_classes, dtype=torch.int32),
             by_class=torch.zeros(rows, dtype=torch.int32),
             sizes=torch.zeros(num_classes + 1, dtype=torch.int64),
             inclusion=torch.zeros(rows),  # of the rows and labels of the last refined draw
@@ -95,33 +103,51 @@ class BucketSoftmaxSelector(LSHSelector):
     def _group(self, weight: Tensor, bias: Tensor | None) -> None:
         """Mean and mass of every bucket, and the class of every row, for the codes and the weights as they are."""
         state, buckets = self.state, self.config.num_buckets
-        state["classes"].fill_(buckets * _LEVELS)
+        # Half of the way: what steps find depends on what is in use, and would swing between extremes.
+        state["tilt"][0] = state["tilt"].mean()
         members = self.tables.members
         codes = state["codes"][0, members]
         cells = codes.long()
-        sums = torch.zeros((buckets, self.in_features))
-        for rows, codes_of_rows in zip(members.split(_CHUNK), codes.split(_CHUNK), strict=True):
-            sums += ops.cluster_sums(weight[rows].float(), codes_of_rows, buckets)
-        means = sums / cells.bincount(minlength=buckets).clamp_(min=1)[:, None]
-        state["means"].copy_(means.T)
-        # Half of the way: what steps find depends on what is in use, and would swing between extremes.
-        state["tilt"][0] = state["tilt"].mean()
-        tilt = _BELIEVED * float(state["tilt"][0])
-        shift = torch.zeros(()) if bias is None else bias[members].float()
-        squares = state["norms"][members].square() - shift.square()
-        promises = shift + tilt / 2 * (squares - means.square().sum(1)[cells])
+        means = _mean_rows(weight, members, codes, buckets)
+        promises = self._promises(bias, members, means.square().sum(1)[cells])
 
         best = torch.full((buckets,), -torch.inf).scatter_reduce_(0, cells, promises, "amax")
         levels = ((best[cells] - promises) / _STEP).clamp_(max=_LEVELS - 1).int()
         classes = codes * _LEVELS + levels
-        state["classes"][members] = classes
         relative = torch.exp(promises - best[cells])
         masses = torch.zeros(buckets).index_add_(0, cells, relative)
         sizes = classes.bincount(minlength=buckets * _LEVELS).clamp_(min=1)
         of_classes = torch.zeros(buckets * _LEVELS).index_add_(0, classes, relative)
-        state["within"].copy_(of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1))
-        state["log_masses"].copy_(masses.log() + best.clamp(min=torch.finfo(torch.float32).min))
+        state["means"][:, :-1] = means.T
+        state["log_masses"][:-1] = masses.log() + best.clamp(min=torch.finfo(torch.float32).min)
+        state["within"][:-1] = of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1)
+        state["classes"].fill_(buckets * _LEVELS)
+        state["classes"][members] = classes
         self._sort()
+        self._group_others(weight, bias)
+
+    def _group_others(self, weight: Tensor, bias: Tensor | None) -> None:
+        """The bucket of the rows in no table."""
+        state = self.state
+        others = state["by_class"][self.out_features - int(state["sizes"][-1]) :]
+        if len(others) == 0:
+            state["log_masses"][-1] = -torch.inf
+            return
+        some = others.long()
+        if len(others) > _SPOKESMEN:
+            numbers = uniform_numbers(self.config.seed, state["clock"][DRAWS], _SPOKESMEN)
+            some = some[(numbers * len(others)).long()]
+        mean = _mean_rows(weight, some, torch.zeros(len(some), dtype=torch.int32), 1)[0]
+        promises = self._promises(bias, some, mean.square().sum())
+        state["means"][:, -1] = mean
+        state["log_masses"][-1] = promises.logsumexp(0) + math.log(len(others) / len(some))
+        state["within"][-1] = 1 / len(others)
+
+    def _promises(self, bias: Tensor | None, rows: Tensor, squares_of_means: Tensor) -> Tensor:
+        """What rows (int64 [n]) bring beyond the mean of their bucket, by what is known without a query: [n]."""
+        shift = torch.zeros(()) if bias is None else bias[rows].float()
+        squares = self.state["norms"][rows].square() - shift.square()
+        return shift + _BELIEVED * float(self.state["tilt"][0]) / 2 * (squares - squares_of_means)
 
     def _sort(self) -> None:
         classes, sizes = self.state["classes"], self.state["sizes"]
@@ -139,7 +165,8 @@ class BucketSoftmaxSelector(LSHSelector):
         some = hidden.detach()[:: max(1, len(hidden) // _WITNESSES)].float().contiguous()
         scores = ops.project(some, self.state["means"])
         chosen = torch.softmax(scores + self.state["log_masses"], 1)
-        found = (chosen * scores).sum() / (chosen * self.state["means"].square().sum(0)).sum()
+        # Rows that share no more than never to have been a label are no neighbours.
+        found = (chosen * scores)[:, :-1].sum() / (chosen * self.state["means"].square().sum(0))[:, :-1].sum()
         if torch.isfinite(found):
             tilt = self.state["tilt"]
             tilt[1] += _NEWS * (found.clamp(min=0) - tilt[1])
@@ -179,7 +206,7 @@ class BucketSoftmaxSelector(LSHSelector):
         scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
         # Not torch's mean, whose order of summation may depend on the number of threads.
         of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
-        expected = torch.cat([of_buckets.repeat_interleave(_LEVELS) * state["within"], torch.zeros(1)])
+        expected = torch.cat([of_buckets[:-1].repeat_interleave(_LEVELS), of_buckets[-1:]]) * state["within"]
         mixed = (1 - self.uniform_share) * expected + self.uniform_share * uniform
         return mixed if bool(torch.isfinite(mixed).all()) else uniform
 
@@ -188,15 +215,13 @@ class BucketSoftmaxSelector(LSHSelector):
     ) -> Sources:
         state, refine = self.state, self.config.refine
         labelled, place = labels.unique(return_inverse=True)
-        others = state["sizes"].double()
-        others -= state["classes"][labelled].bincount(minlength=len(others))
-        inclusion = proportional(self.chances(hidden), others, refine * self.num_active)
         first, second = uniform_numbers(self.config.seed, draw, 2).tolist()
-        rows = state["by_class"][systematic(inclusion, state["sizes"], first)].long()
-        if refine == 1 or len(hidden) == 0:
-            return Sources.of(len(hidden), tail=Tail(rows, state["classes"], inclusion))
-        pool = torch.cat([rows[~torch.isin(rows, labelled)], labelled])
-        came = inclusion[state["classes"][pool]]
+        rows_by_class = state["classes"], state["by_class"], state["sizes"]
+        drawn = tail_of_classes(self.chances(hidden), refine * self.num_active, labelled, *rows_by_class, first)
+        if refine == 1:
+            return Sources.of(len(hidden), tail=drawn)
+        pool = torch.cat([drawn.rows[~torch.isin(drawn.rows, labelled)], labelled])
+        came = drawn.inclusion[state["classes"][pool]]
         own = (row_of(label_offsets, len(labels)), place + len(pool) - len(labelled))
         worth = _worth(hidden.detach(), weight, bias, pool, came, own)
         counts = torch.ones(len(pool))
@@ -204,6 +229,14 @@ class BucketSoftmaxSelector(LSHSelector):
         stays = proportional(worth, counts, self.num_active)
         state["inclusion"][pool] = came * stays
         return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, state["inclusion"]))
+
+
+def _mean_rows(weight: Tensor, rows: Tensor, codes: Tensor, buckets: int) -> Tensor:
+    """The mean of the rows (int64 [n]) of each code (int32 [n]), zeros where there are none: float32 [buckets, d]."""
+    sums = torch.zeros((buckets, weight.shape[1]))
+    for some, codes_of_some in zip(rows.split(_CHUNK), codes.split(_CHUNK), strict=True):
+        sums += ops.cluster_sums(weight[some].float(), codes_of_some, buckets)
+    return sums / codes.bincount(minlength=buckets).clamp_(min=1)[:, None]
 
 
 def _worth(

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
-from torch_slide.functional import Tail
 from torch_slide.hashing import draws
 from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
-from torch_slide.selection.proposals import draws_for, inclusion, uniform_numbers
+from torch_slide.selection.proposals import LEAST_UNIFORM, tail_of_classes, uniform_numbers
 from torch_slide.selection.registry import register_selector
 from torch_slide.tables import checked_norms
 
@@ -24,8 +23,6 @@ _ROWS_PER_CELL, _MOST_CODEWORDS = 16, 256
 _ROWS_PER_CODEWORD, _PASSES = 64, 8
 # Rows that are coded at a time.
 _CHUNK = 4096
-# Without a uniform share a row that the codebooks misjudge would come rarely, and then with a huge weight.
-_LEAST_UNIFORM = 0.05
 # Below it the reciprocal of a normaliser would overflow.
 _TINY = 1e-30
 
@@ -43,16 +40,15 @@ class MultiIndexSelector(Selector):
 
     The paper draws for each sample. Here the batch shares its candidates, so the proposal is the mean of those of all
     samples, a K x K matrix from one small product; a draw is a cell, then one of its rows. Of all draws a share of
-    ``LSHConfig.uniform_fraction`` (one in twenty at least) is uniform, so that no weight explodes. Draws are with
-    replacement, so many that some ``num_active`` distinct rows are to be expected (at most eight times as many),
-    labels not counted off; a row is among them with probability ``1 - (1 - q)**draws``, exactly, whence its weight.
+    ``LSHConfig.uniform_fraction`` (one in twenty at least) is uniform, so that no weight explodes. Draws are without
+    replacement, ``num_active`` beyond the labels in expectation, as those of ``"bucket_softmax"``.
 
     Rows that changed are coded anew on the rehash schedule, codebooks are trained when it draws anew. K is a power of
     two, for cells of some 16 rows, 256 at most. Besides the codes nothing grows with the number of neurons.
     """
 
     selections = ("batch",)
-    derived = (*Selector.derived, "by_cell", "starts", "sizes")
+    derived = (*Selector.derived, "by_cell", "sizes")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.num_codewords = min(_MOST_CODEWORDS, 2 ** round(math.log2(max(1.0, out_features / _ROWS_PER_CELL)) / 2))
@@ -62,7 +58,7 @@ class MultiIndexSelector(Selector):
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
-        self.uniform_share = max(config.uniform_fraction, _LEAST_UNIFORM)
+        self.uniform_share = max(config.uniform_fraction, LEAST_UNIFORM)
 
     def _empty_state(self) -> dict[str, Tensor]:
         codewords, rows = self.num_codewords, self.out_features
@@ -72,8 +68,7 @@ class MultiIndexSelector(Selector):
             "second": torch.zeros((self.in_features + 1 - self.middle, codewords)),
             "cells": torch.zeros(rows, dtype=torch.int32),
             "by_cell": torch.zeros(rows, dtype=torch.int32),  # rows, those of the first cell first
-            "starts": torch.zeros(codewords**2 + 1, dtype=torch.int64),
-            "sizes": torch.zeros((codewords, codewords)),
+            "sizes": torch.zeros(codewords**2, dtype=torch.int64),
         }
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
@@ -102,11 +97,9 @@ class MultiIndexSelector(Selector):
         return _nearest(first, self.state["first"]) * self.num_codewords + _nearest(second, self.state["second"])
 
     def _group(self) -> None:
-        state, num_cells = self.state, self.num_codewords**2
-        sizes = state["cells"].bincount(minlength=num_cells)
+        state = self.state
         state["by_cell"].copy_(state["cells"].argsort(stable=True))
-        state["starts"][1:] = sizes.cumsum(0)
-        state["sizes"].copy_(sizes.view_as(state["sizes"]))
+        state["sizes"].copy_(state["cells"].bincount(minlength=len(state["sizes"])))
 
     def problems(self, loaded: dict[str, Any]) -> list[str]:
         """As the base class, with cells that are none."""
@@ -122,17 +115,16 @@ class MultiIndexSelector(Selector):
         self._group()
 
     @torch.no_grad()
-    def proposal(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The distribution of a draw for a batch.
+    def chances(self, hidden: Tensor) -> Tensor:
+        """The share of the draws for a batch that goes to any one row of each cell; uniform if not finite.
 
         Args:
             hidden: [B, in_features].
 
         Returns:
-            For each cell the probability to hit any one row of it, float32 [K * K], and the sum of the probabilities
-            of all rows up to its last one, float64, ascending to 1. Uniform where ``hidden`` is not finite.
+            float32 [K * K]; times the sizes of the cells they add up to 1, or less where the likely cells are empty.
         """
-        sizes = self.state["sizes"]
+        sizes = self.state["sizes"].float().view(self.num_codewords, self.num_codewords)
         queries = torch.nn.functional.pad(hidden.detach().float(), (0, 1), value=1.0)
         first, second = (
             _exponentials_(ops.project(half, self.state[name]))
@@ -140,28 +132,18 @@ class MultiIndexSelector(Selector):
         )
         normalisers = (ops.project(first, sizes) * second).sum(1, keepdim=True)
         second *= torch.where(normalisers > _TINY, (1 - self.uniform_share) / len(hidden) / normalisers, 0.0)
-        chances = ops.project(first.T.contiguous(), second).add_(self.uniform_share / self.out_features)
-        ends = torch.cumsum((chances * sizes).flatten(), 0, dtype=torch.float64)
-        if not torch.isfinite(ends[-1]):
-            chances = torch.full_like(chances, 1 / self.out_features)
-            ends = torch.cumsum((chances * sizes).flatten(), 0, dtype=torch.float64)
-        total = float(ends[-1])  # less than 1 where the likely cells of a sample are all empty
-        return chances.flatten().div_(total), ends.div_(total)
+        chances = ops.project(first.T.contiguous(), second).add_(self.uniform_share / self.out_features).flatten()
+        return chances if bool(torch.isfinite(chances).all()) else torch.full_like(chances, 1 / self.out_features)
 
     def _sources(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
     ) -> Sources:
-        state = self.state
-        chances, ends = self.proposal(hidden)
-        num_draws = draws_for(self.num_active, chances, state["sizes"].flatten())
-        points = uniform_numbers(self.config.seed, draw, num_draws)
-        cells = torch.searchsorted(ends, points, right=True)
-        # How far a point lies before the end of its cell says which of its rows it is.
-        from_end = ((ends.take(cells) - points) / chances.take(cells)).ceil_().long()
-        starts = state["starts"]
-        places = torch.maximum(starts.take(cells + 1) - from_end, starts.take(cells))
-        rows = state["by_cell"].take(places).long()
-        return Sources.of(len(hidden), tail=Tail(rows, state["cells"], inclusion(chances, num_draws)))
+        rows_by_cell = self.state["cells"], self.state["by_cell"], self.state["sizes"]
+        start = float(uniform_numbers(self.config.seed, draw, 1))
+        chances = self.chances(hidden)
+        return Sources.of(
+            len(hidden), tail=tail_of_classes(chances, self.num_active, labels.unique(), *rows_by_cell, start)
+        )
 
 
 def _vectors(weight: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_slide.functional import Tail
 from torch_slide.hashing import draws
 
+# Without a uniform share a row that a proposal misjudges would come rarely, and then with a huge weight.
+LEAST_UNIFORM = 0.05
 # Of torch_slide.hashing.draws; hash families take the small numbers.
 _TAIL = 101
 # Draws at most for a row that is wanted: beyond it nearly all draws are repeats.
@@ -79,6 +82,25 @@ def proportional(chances: Tensor, rows: Tensor, wanted: int) -> Tensor:
             break
         certain |= beyond
     return torch.from_numpy(found.astype(np.float32))
+
+
+def tail_of_classes(
+    chances: Tensor, wanted: int, labels: Tensor, classes: Tensor, by_class: Tensor, sizes: Tensor, start: float
+) -> Tail:
+    """A tail of about ``wanted`` rows beyond the labels, drawn without replacement in proportion to their chances.
+
+    Args:
+        chances: [n], of a row of each class.
+        wanted: how many rows.
+        labels: int64, unique.
+        classes: int32 [N], of each row.
+        by_class: int32 [N], the rows, those of the first class first.
+        sizes: int64 [n].
+        start: of :func:`systematic`.
+    """
+    others = sizes.double() - classes[labels].bincount(minlength=len(sizes))
+    found = proportional(chances, others, wanted)
+    return Tail(by_class[systematic(found, sizes, start)].long(), classes, found)
 
 
 def systematic(inclusion: Tensor, rows: Tensor, start: float) -> Tensor:
