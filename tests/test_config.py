@@ -134,6 +134,17 @@ def test_auto_answers_by_the_samples_that_share_candidates():
         auto(batch_size=0)
 
 
+def test_selectors_say_what_they_read():
+    auto = partial(LSHConfig.auto, 128, 325_729)
+    assert auto(selector="midx").uniform_fraction == auto().uniform_fraction == 0.05
+    assert auto(selector="hubs").uniform_fraction == auto(selector="lsh").uniform_fraction == 0.375
+    assert auto(selector="uniform").table_bytes(1000) == 4000, "label counts"
+    assert auto(selector="uniform").replace(logq=False).table_bytes(1000) == 0
+    for call in (auto, lambda selector: LSHConfig(selector=selector).explain()):
+        with pytest.raises(ValueError, match=r"expected selector to be one of .*'bucket_softmax'.*, got 'guess'"):
+            call(selector="guess")
+
+
 def test_auto_wants_a_family():
     with pytest.raises(ValueError, match=r"LSHConfig.*family.*md5"):
         LSHConfig.auto(8, 8, family="md5")

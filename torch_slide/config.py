@@ -1,11 +1,14 @@
-"""What the user chooses: LSHConfig and RehashSchedule. Imports no other module of the package."""
+"""What the user chooses: LSHConfig and RehashSchedule. Imports no other module until it asks a selector."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from torch_slide.selection import Selector
 
 # Of the families that come with the package; hashing.register adds others.
 # Bits that one hash contributes to a code. kmeans has 2**hashes_per_table centroids a table, so a "hash" is one bit.
@@ -15,26 +18,9 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels; the share of the uniform tail and,
-# where a proposal draws the candidates, of uniform draws; and for tables that vote the share of hubs, probes of a query
-# and hits that are scored for one that stays, each for candidates of a batch, and of a sample or a few; room in a
-# bucket over its mean occupancy.
-_DEFAULT_ACTIVE, _DEFAULT_UNIFORM, _UNIFORM_DRAWS = 1024, 0.375, 0.05
-_DEFAULT_HUBS = (0.3125, 0.0)
-_PROBES = (4, 16)
-_REFINE = (1, 4)
-_FEW_SAMPLES = 8
-_ROOM = 3.0
-# Selectors with hash tables, and with a proposal that follows the batch.
-_HASHING, _PROPOSING = ("lsh", "learned", "bucket_softmax"), ("bucket_softmax", "midx")
-# k-means tables are few and good, tables of random bits many and weak.
-_FEW_TABLES = ("kmeans",)
-_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
-_MAX_CODE_BITS = (20, 13)
-# A step scores every bucket of a bucket softmax.
-_MAX_SCORED_BITS = 10
-# Beside its mean row: its mass, one place and a counter, and for each of 16 levels a size, in two words, and a share.
-_NUMBERS_A_BUCKET = 51
+# LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels, and samples that are few enough to
+# depend on what is found as one does.
+_DEFAULT_ACTIVE, _FEW_SAMPLES = 1024, 8
 # Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
@@ -225,19 +211,8 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of the tables and what goes with them for so many neurons.
-
-        Of ``"lsh"`` codes, buckets, norms, shares, hubs, counters of votes and of labels; of ``"bucket_softmax"``
-        codes, norms, classes, rows by class and their probabilities, counters of votes and of labels.
-        """
-        if self.selector == "bucket_softmax":
-            of_rows = 6 + (self.logq and self.selection == "batch")
-            return 4 * (of_rows * out_features + _NUMBERS_A_BUCKET * self.num_buckets)
-        codes = self.num_tables * out_features
-        buckets = self.num_tables * self.num_buckets * (self.bucket_size + 1)
-        label_counts = out_features if self.logq and self.selection == "batch" else 0
-        shares = out_features if self.num_hubs else 0
-        return 4 * (codes + buckets + 2 * out_features + shares + label_counts) + 8 * min(self.num_hubs, out_features)
+        """Bytes of what the selector holds for so many neurons, tables included, but for the hash functions."""
+        return self._selector.table_bytes(self, out_features)
 
     @classmethod
     def auto(
@@ -278,97 +253,40 @@ class LSHConfig:
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
         few = selection == "sample" or (batch_size is not None and batch_size <= _FEW_SAMPLES)
         selector = ("lsh" if few else "bucket_softmax") if selector is None else selector
-        hashes, votes = selector in _HASHING, selector != "bucket_softmax"
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
-        for num_tables in _TABLES_TO_TRY[family in _FEW_TABLES] if votes else (1,):
-            config = cls(
-                family=family,
-                num_tables=num_tables,
-                hashes_per_table=cls._auto_hashes(family, out_features, votes),
-                num_active=num_active,
-                num_hubs=round(_DEFAULT_HUBS[few] * num_active) if votes else 0,
-                selection=selection,
-                selector=selector,
-                refine=_REFINE[few] if votes else 1,
-                uniform_fraction=_UNIFORM_DRAWS if selector in _PROPOSING else _DEFAULT_UNIFORM,
-                logq=True,
-                rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
-            )
-            mean = max(1.0, out_features / config.num_buckets)
-            if votes:
-                probes = min(_PROBES[few], config.num_buckets) if family in MULTI_PROBE_FAMILIES else 1
-                config = config.replace(bucket_size=max(8, min(math.ceil(_ROOM * mean), out_features)), probes=probes)
-            if not hashes or config.table_bytes(out_features) + config.hash_bytes(in_features) <= limit:
-                return config
-        wanted = config.table_bytes(out_features) + config.hash_bytes(in_features)
-        raise ValueError(f"LSHConfig.auto: expected memory_limit to be at least {wanted} bytes, got {limit}")
+        config = cls(
+            family=family,
+            hashes_per_table=1,
+            num_active=num_active,
+            selection=selection,
+            selector=selector,
+            logq=True,
+            rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
+        )
+        return config._selector.fitted(config, in_features, out_features, few, limit)
 
-    @staticmethod
-    def _auto_hashes(family: str, out_features: int, votes: bool) -> int:
-        """K for buckets of a useful size: 2 * sqrt(N) neurons for centroids that vote, some 16 neurons for bits.
+    @property
+    def _selector(self) -> type[Selector]:
+        # Here, as selectors read configurations, and all of them have to be there.
+        from torch_slide.selection import selector_class
 
-        Buckets that a step scores all hold sqrt(N) neurons, or more.
-        """
-        if not votes:
-            buckets, most = math.sqrt(out_features), _MAX_SCORED_BITS
-        else:
-            buckets = math.sqrt(out_features) / 2 if family == "kmeans" else out_features / 16
-            most = _MAX_CODE_BITS[family == "kmeans"]
-        return max(1, min(round(math.log2(max(2.0, buckets))), most) // BITS_PER_HASH[family])
+        return selector_class(self.selector)
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
         """The configuration in words, with memory where the size of the layer is given."""
-        has_tables = self.selector in _HASHING
         lines = [
             f"{self.num_active} candidates beyond the labels, "
             + ("shared by the batch" if self.selection == "batch" else "for each sample"),
-            self._explain_sources(),
+            self._selector.explain_candidates(self),
         ]
         if self.logq and self.correction and self.selection == "batch":
             lines.append("  labels of other samples stand for the batches without them, by their frequency (logQ)")
-        if has_tables:
-            lines.append(self._explain_tables())
-        if has_tables and out_features is not None:
-            lines += [
-                f"  tables: {self.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons",
-                f"  {out_features / self.num_buckets:.1f} neurons in a bucket on average",
-            ]
+        lines += self._selector.explain_tables(self, out_features)
         if in_features is not None and out_features is not None:
             lines.append(f"  weights: {4 * in_features * out_features / 2**20:.1f} MiB in float32")
         return "\n".join(lines)
-
-    def _explain_sources(self) -> str:
-        weighted = " (weighted)" if self.correction else ""
-        if self.selector == "bucket_softmax":
-            refined = f", of {self.refine} times as many drawn anew by exact scores" if self.refine > 1 else ""
-            return (
-                f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
-                f"{self.uniform_fraction:.0%} of the draws from all rows alike{refined}"
-            )
-        if self.selector not in _HASHING:
-            return f"  chosen by the selector {self.selector!r}"
-        refined = f", of {self.refine} times as many the best by exact scores" if self.refine > 1 else ""
-        return (
-            f"  at most {min(self.num_hubs, self.num_active - self.min_uniform)} hubs (rows of most softmax), at least "
-            f"{self.min_uniform} uniform{weighted}, the rest {self.selector} hits{refined}"
-        )
-
-    def _explain_tables(self) -> str:
-        bits = BITS_PER_HASH[self.family]
-        room = (
-            f", {self.bucket_size} neurons a bucket ({self.bucket_policy}), "
-            f"{self.probes} probe{'s' * (self.probes > 1)} a query"
-        )
-        if self.selector == "bucket_softmax":
-            room = ""
-        return (
-            f"  {self.num_tables} {self.family} table{'s' * (self.num_tables > 1)} (L) of {self.num_buckets} buckets "
-            f"(K = {self.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each){room}\n"
-            f"  rehash after {self.rehash.every} steps, the t-th after {self.rehash.every} * "
-            f"exp({self.rehash.growth} (t - 1)) more"
-        )
 
     def hash_bytes(self, in_features: int) -> int:
         """About how many bytes the parameters of the hash functions take for inputs of this width."""

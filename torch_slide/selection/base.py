@@ -59,6 +59,8 @@ class Selector:
     needs_labels: ClassVar[bool] = False
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
+    # That LSHConfig.auto asks for (benchmarks/accuracy has the figures).
+    auto_uniform_fraction: ClassVar[float] = 0.375
     # Written by every step, not by rehashes alone.
     written: ClassVar[tuple[str, ...]] = ("clock", "counters", "timers", "label_counts", "shares")
 
@@ -73,6 +75,30 @@ class Selector:
         self._register()
         self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
         self.state = self._empty_state()
+
+    @classmethod
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+        """What :meth:`LSHConfig.auto` answers: the configuration with the fields that this selector reads.
+
+        ``few`` says that one sample, or a few, depend on the candidates; tables and hash functions may take ``limit``
+        bytes, else a ValueError says so.
+        """
+        return config.replace(num_hubs=0, uniform_fraction=cls.auto_uniform_fraction)
+
+    @classmethod
+    def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
+        """See :meth:`LSHConfig.table_bytes`."""
+        return 4 * out_features if config.logq and config.selection == "batch" else 0
+
+    @classmethod
+    def explain_candidates(cls, config: LSHConfig) -> str:
+        """Where candidates come from: a line of :meth:`LSHConfig.explain`."""
+        return f"  chosen by the selector {cls.name!r}"
+
+    @classmethod
+    def explain_tables(cls, config: LSHConfig, out_features: int | None) -> list[str]:
+        """What is kept, and when it is brought up to date: lines of :meth:`LSHConfig.explain`."""
+        return []
 
     def _adopt(self, config: LSHConfig) -> None:
         self.config = config

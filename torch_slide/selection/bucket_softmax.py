@@ -11,9 +11,9 @@ from torch import Tensor
 from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
-from torch_slide.selection.base import DRAWS
+from torch_slide.selection.base import DRAWS, Selector
 from torch_slide.selection.candidates import Sources
-from torch_slide.selection.lsh import LSHSelector
+from torch_slide.selection.lsh import LSHSelector, first_within, hashes_for
 from torch_slide.selection.proposals import (
     LEAST_UNIFORM,
     proportional,
@@ -27,6 +27,8 @@ from torch_slide.targets import row_of
 # Rows of a bucket are told apart by what they promise, in steps of a factor of the square root of 2, down to 1/181 of
 # its best; those beyond share the last level.
 _LEVELS, _STEP = 16, math.log(2) / 2
+# A step scores every bucket.
+_MAX_SCORED_BITS = 10
 # Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
 # and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
 _WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
@@ -62,6 +64,7 @@ class BucketSoftmaxSelector(LSHSelector):
 
     selections = ("batch",)
     keeps_buckets = False
+    auto_uniform_fraction = LEAST_UNIFORM
     derived = (*LSHSelector.derived, "by_class", "sizes", "inclusion")
     written = (*LSHSelector.written, "tilt", "inclusion")
 
@@ -72,6 +75,32 @@ class BucketSoftmaxSelector(LSHSelector):
             )
         super().__init__(in_features, out_features, config)
         self.restore()
+
+    @classmethod
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+        """As the base class: sqrt(N) buckets, 1,024 at most, as a step scores all of them."""
+        hashes = hashes_for(math.sqrt(out_features), _MAX_SCORED_BITS, config.family)
+        config = config.replace(
+            num_tables=1, hashes_per_table=hashes, num_hubs=0, uniform_fraction=cls.auto_uniform_fraction
+        )
+        return first_within(limit, [config], in_features, out_features)
+
+    @classmethod
+    def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
+        """Of codes, norms, classes, rows by class, their probabilities, counters of votes and of labels."""
+        # Of a bucket: its mass, one place and a counter, and for each level a size, in two words, and a share.
+        of_buckets = (3 + 3 * _LEVELS) * config.num_buckets
+        return 4 * (6 * out_features + of_buckets) + Selector.table_bytes(config, out_features)
+
+    @classmethod
+    def explain_candidates(cls, config: LSHConfig) -> str:
+        """As the base class."""
+        weighted = " (weighted)" if config.correction else ""
+        refined = f", of {config.refine} times as many drawn anew by exact scores" if config.refine > 1 else ""
+        return (
+            f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
+            f"{config.uniform_fraction:.0%} of the draws from all rows alike{refined}"
+        )
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 from torch_slide import functional
-from torch_slide.config import STRATEGIES, LSHConfig
+from torch_slide.config import BITS_PER_HASH, MULTI_PROBE_FAMILIES, STRATEGIES, LSHConfig
 from torch_slide.hashing import augment_queries
 from torch_slide.selection.base import DRAWS, Selector
 from torch_slide.selection.candidates import HUB, LABEL, TAIL, Candidates, Sources
@@ -21,6 +21,13 @@ from torch_slide.selection.shares import heaviest
 from torch_slide.tables import HashTables, admit_
 from torch_slide.targets import row_of
 
+# LSHConfig.auto: the share of hubs, probes of a query and hits that are scored for one that stays, each for candidates
+# of a batch, and of a sample or a few; room in a bucket over its mean occupancy; tables, for random bits, which are
+# weak, and for k-means; neurons in a bucket of random bits; and the most bits of a code.
+_HUBS, _PROBES, _REFINE, _ROOM = (0.3125, 0.0), (4, 16), (1, 4), 3.0
+_TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
+_NEURONS_A_BUCKET = 16
+_MAX_CODE_BITS = (20, 13)
 # Rows that say whether it is time to rehash: their share is off by less than .02.
 _SAMPLE = 1024
 
@@ -43,6 +50,64 @@ class LSHSelector(Selector):
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.tables = HashTables(in_features, out_features, self._of_tables(config))
         super().__init__(in_features, out_features, config)
+
+    @classmethod
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+        """As the base class: as many tables as fit, k-means with buckets of ``2 * sqrt(N)`` neurons, others of 16."""
+        config = super().fitted(config, in_features, out_features, few, limit)
+        centroids = config.family == "kmeans"
+        buckets = math.sqrt(out_features) / 2 if centroids else out_features / _NEURONS_A_BUCKET
+        config = config.replace(
+            hashes_per_table=hashes_for(buckets, _MAX_CODE_BITS[centroids], config.family),
+            num_hubs=round(_HUBS[few] * config.num_active),
+            refine=_REFINE[few],
+        )
+        room = math.ceil(_ROOM * max(1.0, out_features / config.num_buckets))
+        config = config.replace(
+            bucket_size=max(8, min(room, out_features)),
+            probes=min(_PROBES[few], config.num_buckets) if config.family in MULTI_PROBE_FAMILIES else 1,
+        )
+        tried = [config.replace(num_tables=num_tables) for num_tables in _TABLES_TO_TRY[centroids]]
+        return first_within(limit, tried, in_features, out_features)
+
+    @classmethod
+    def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
+        """Of codes, buckets, norms, shares, hubs, counters of votes and of labels."""
+        codes = config.num_tables * out_features
+        buckets = config.num_tables * config.num_buckets * (config.bucket_size + 1)
+        shares = out_features if config.num_hubs else 0
+        held = 4 * (codes + buckets + 2 * out_features + shares) + 8 * min(config.num_hubs, out_features)
+        return held + super().table_bytes(config, out_features)
+
+    @classmethod
+    def explain_candidates(cls, config: LSHConfig) -> str:
+        """As the base class."""
+        weighted = " (weighted)" if config.correction else ""
+        refined = f", of {config.refine} times as many the best by exact scores" if config.refine > 1 else ""
+        return (
+            f"  at most {min(config.num_hubs, config.num_active - config.min_uniform)} hubs (rows of most softmax), at "
+            f"least {config.min_uniform} uniform{weighted}, the rest {cls.name} hits{refined}"
+        )
+
+    @classmethod
+    def explain_tables(cls, config: LSHConfig, out_features: int | None) -> list[str]:
+        """As the base class."""
+        bits, tables, rehash = BITS_PER_HASH[config.family], config.num_tables, config.rehash
+        room = (
+            f", {config.bucket_size} neurons a bucket ({config.bucket_policy}), "
+            f"{config.probes} probe{'s' * (config.probes > 1)} a query"
+        )
+        lines = [
+            f"  {tables} {config.family} table{'s' * (tables > 1)} (L) of {config.num_buckets} buckets "
+            f"(K = {config.hashes_per_table}, {bits} bit{'s' * (bits > 1)} each){room * cls.keeps_buckets}",
+            f"  rehash after {rehash.every} steps, the t-th after {rehash.every} * exp({rehash.growth} (t - 1)) more",
+        ]
+        if out_features is not None:
+            lines += [
+                f"  tables: {config.table_bytes(out_features) / 2**20:.1f} MiB for {out_features} neurons",
+                f"  {out_features / config.num_buckets:.1f} neurons in a bucket on average",
+            ]
+        return lines
 
     def _of_tables(self, config: LSHConfig) -> LSHConfig:
         return config if self.keeps_buckets else config.replace(bucket_size=1)
@@ -180,6 +245,24 @@ class LSHSelector(Selector):
     def stats(self) -> dict[str, float]:
         """As the base class, with the overflow of the buckets."""
         return {**super().stats(), "overflow": self.tables.overflow if self.keeps_buckets else 0.0}
+
+
+def hashes_for(num_buckets: float, most_bits: int, family: str) -> int:
+    """K for a table of about so many buckets."""
+    return max(1, min(round(math.log2(max(2.0, num_buckets))), most_bits) // BITS_PER_HASH[family])
+
+
+def first_within(limit: int, configs: list[LSHConfig], in_features: int, out_features: int) -> LSHConfig:
+    """The first of the configurations whose tables and hash functions take ``limit`` bytes at most.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for config in configs:
+        wanted = config.table_bytes(out_features) + config.hash_bytes(in_features)
+        if wanted <= limit:
+            return config
+    raise ValueError(f"LSHConfig.auto: expected memory_limit to be at least {wanted} bytes, got {limit}")
 
 
 def _has_peers() -> bool:

@@ -49,6 +49,7 @@ class MultiIndexSelector(Selector):
 
     selections = ("batch",)
     derived = (*Selector.derived, "by_cell", "sizes")
+    auto_uniform_fraction = LEAST_UNIFORM
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         self.num_codewords = min(_MOST_CODEWORDS, 2 ** round(math.log2(max(1.0, out_features / _ROWS_PER_CELL)) / 2))

@@ -28,11 +28,20 @@ def register_selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
     return add
 
 
+def selector_class(name: str) -> type[Selector]:
+    """The class that a configuration calls so.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if name not in SELECTORS:
+        raise ValueError(f"LSHConfig: expected selector to be one of {tuple(SELECTORS)}, got {name!r}")
+    return SELECTORS[name]
+
+
 def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Selector:
     """The selector that the configuration names."""
-    if config.selector not in SELECTORS:
-        raise ValueError(f"LSHConfig: expected selector to be one of {tuple(SELECTORS)}, got {config.selector!r}")
-    return SELECTORS[config.selector](in_features, out_features, config)
+    return selector_class(config.selector)(in_features, out_features, config)
 
 
 def register_live(selector: Selector) -> int:
