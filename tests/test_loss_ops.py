@@ -94,9 +94,12 @@ def check_against(
     values = op(found, *args)
     assert values.dtype == dtype
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
-    largest = max(1.0, float(logits.abs().max())) if len(logits) else 1.0
+    largest = max(1.0, float(logits.detach().abs().max())) if len(logits) else 1.0
     torch.testing.assert_close(values.double(), loss.detach(), rtol=tolerance, atol=tolerance * largest)
-    torch.testing.assert_close(found.double(), gradient, rtol=10 * tolerance, atol=tolerance)
+    # A logit with its weight, and its distance from the largest, are rounded by half an ulp each: so much in relation
+    # is a share, at most 1, of the softmax off, and its gradient.
+    rounding = torch.finfo(dtype).eps * largest
+    torch.testing.assert_close(found.double(), gradient, rtol=10 * tolerance, atol=tolerance + rounding)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -240,40 +243,6 @@ def no_labels(rows: int) -> list[Tensor]:
     return [torch.zeros(rows + 1, dtype=torch.int64), torch.empty(0, dtype=torch.int64), torch.empty(0)]
 
 
-def ulps(found: Tensor, exact: Tensor) -> Tensor:
-    return (found.double() - exact).abs() / torch.exp2(exact.log2().floor() - 23)
-
-
-def exponential(x: Tensor) -> Tensor:
-    """The kernels' exp: for an infinite logit the gradient of BCE is exp(log_weight) alone."""
-    logits = torch.full_like(x, INF)
-    functional.bce_with_logits_(logits, torch.tensor([0, len(x)]), x, *no_labels(1))
-    return logits
-
-
-def test_exp_is_good_to_one_ulp() -> None:
-    x = torch.cat([torch.linspace(-86.89, 88.72, 2_000_003), torch.randn(100_000) * 1e-3, torch.randn(1000) * 1e-30])
-    assert ulps(exponential(x), x.double().exp()).max() < 1.0
-
-
-def test_exp_at_its_ends() -> None:
-    x = torch.tensor([0.0, -0.0, -86.91, -87.4, -104.0, -1e30, -INF, 88.7228, 88.7229, 89.5, 1000.0, 3e38, INF])
-    assert exponential(x).tolist()[:7] == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    assert exponential(x)[7].isfinite()
-    assert exponential(x).tolist()[8:] == [INF] * 5
-    assert exponential(torch.tensor([NAN] * 17)).isnan().all()
-
-
-def test_softplus_and_sigmoid_are_good_to_three_ulp() -> None:
-    z = torch.cat([torch.linspace(-86, 86, 200_003), torch.randn(50_000)])
-    sigmoid = z.clone()
-    rows = torch.arange(len(z) + 1)
-    softplus = functional.bce_with_logits_(sigmoid, rows, torch.zeros(1), *no_labels(len(z)))
-    exact = z.double()
-    assert ulps(softplus, exact.clamp(min=0) + exact.abs().neg().exp().log1p()).max() < 3
-    assert ulps(sigmoid, exact.sigmoid()).max() < 3
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bce_of_infinite_logits(dtype: torch.dtype) -> None:
     logits = torch.tensor([-INF, INF, INF, -INF, 0.0], dtype=dtype)
@@ -408,7 +377,14 @@ def test_every_instruction_set(isa: str) -> None:
     if isa == ops.isa():
         pytest.skip("the other tests of this file run with it")
     environment = os.environ | {"TORCH_SLIDE_ISA": isa, "PYTHONPATH": str(Path(torch_slide.__file__).parents[1])}
-    tests = [__file__, "-k", "not every_instruction_set and not opcheck and not bad_input", "-p", "no:cacheprovider"]
+    tests = [
+        __file__,
+        Path(__file__).with_name("test_loss_math.py"),
+        "-k",
+        "not every_instruction_set and not opcheck and not bad_input",
+        "-p",
+        "no:cacheprovider",
+    ]
     run = subprocess.run([sys.executable, "-m", "pytest", *tests], env=environment, capture_output=True, text=True)
     if "this processor" in run.stdout + run.stderr:
         pytest.skip(f"this processor does not run {isa}")
