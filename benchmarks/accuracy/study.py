@@ -51,7 +51,7 @@ SETTINGS = {
     "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098),
     "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729),
     "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981),
-    "wiki-text": Setting(1, 1, 4e-3, 4e-3, 225_045, evals_per_epoch=4),
+    "wiki-text": Setting(1, 1, 8e-3, 8e-3, 225_045, evals_per_epoch=4),
 }
 # Of a problem with hundreds of outputs all are candidates by default: these say how the network compares with others.
 CLASSICS = {"bibtex": Setting(8, 4, 1e-3, 1e-3, 159), "delicious": Setting(15, 10, 1e-3, 1e-3, 983)}

@@ -32,6 +32,10 @@ _MAX_SCORED_BITS = 10
 # Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
 # and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
 _WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
+# Exact scores of refine: of so many samples at a time, which the cache holds. They decide who is drawn, not what a draw
+# weighs, so bfloat16 will do where the processor multiplies it.
+_SCORED_AT_ONCE = 64
+_SCORED_IN = torch.bfloat16 if "bf16" in ops.isa() else torch.float32
 # Rows whose vectors are copied at a time.
 _CHUNK = 1 << 16
 # Of the rows in no bucket, those that speak for all of them.
@@ -279,15 +283,22 @@ def _worth(
         bias: [N] or None.
         pool: int64 [P].
         came: [P], the probabilities of the rows to be in the pool; each stands for one over it.
-        own: samples and the places of their labels in the pool, int64 [number of labels] each: for these samples these
-            rows stand for themselves alone.
+        own: samples, ascending, and the places of their labels in the pool, int64 [number of labels] each: for these
+            samples these rows stand for themselves alone.
     """
     log_weights = -came.log()
-    # index_select copies whole rows, where weight[pool] would look at every element.
     shift = log_weights if bias is None else log_weights + bias[pool].float()
+    # index_select copies whole rows, where weight[pool] would look at every element.
+    rows = weight.index_select(0, pool).to(_SCORED_IN).T
+    samples, places = own
+    worth = torch.zeros(len(pool))
     with torch.autocast("cpu", enabled=False):
-        logits = torch.addmm(shift, hidden.float(), weight.index_select(0, pool).float().T)
-    logits[own] -= log_weights[own[1]]
-    shares = logits.softmax(1)
-    shares[own] = 0
-    return torch.nan_to_num(shares.sum(0), nan=1.0)
+        for first, some in enumerate(hidden.to(_SCORED_IN).split(_SCORED_AT_ONCE)):
+            begin, end = torch.searchsorted(samples, torch.tensor([first, first + 1]) * _SCORED_AT_ONCE).tolist()
+            mine = samples[begin:end] - first * _SCORED_AT_ONCE, places[begin:end]
+            logits = torch.mm(some, rows) + shift
+            logits[mine] -= log_weights[mine[1]]
+            shares = logits.softmax(1)
+            shares[mine] = 0
+            worth += shares.sum(0)
+    return torch.nan_to_num(worth, nan=1.0)
