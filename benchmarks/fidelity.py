@@ -90,10 +90,11 @@ def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[
 
 
 def variants(method: str, config: ts.LSHConfig) -> Iterator[tuple[str, ts.LSHConfig]]:
-    """The selector as LSHConfig.auto sets it up, and with candidates drawn from four times as many."""
+    """The selector as LSHConfig.auto sets it up, and with candidates drawn from more, scored exactly."""
     yield method, config
     if method == "bucket_softmax":
-        yield f"{method}, refine=4", config.replace(refine=4)
+        for refine in (4, 8):
+            yield f"{method}, refine={refine}", config.replace(refine=refine)
 
 
 def show(method: str, num_active: int, found: Fidelity) -> None:

@@ -17,7 +17,7 @@ BASE = LSHConfig(
     uniform_fraction=0.5, rehash=RehashSchedule(every=3, growth=0.1, redraw_every=2), seed=3,
 )  # fmt: skip
 # Where each selector is asked for something else than the others.
-SPECIAL = {"bucket_softmax": {"num_tables": 1}, "log_uniform": {"num_active": 40}, "midx": {"num_active": 40}}
+SPECIAL = {"bucket_softmax": {"num_tables": 1}, "log_uniform": {"num_active": 40}}
 
 
 def config_of(name, **changes):

@@ -150,6 +150,24 @@ def test_the_normaliser_is_estimated_without_bias(refine):
     assert ((found.mean(0) - exact.sum(1)).abs() < 4.5 * error + 1e-3 * exact.sum(1)).all()
 
 
+@pytest.mark.parametrize("refine", [1, 4])
+@pytest.mark.parametrize("scale", [1.0, 20.0, 200.0])
+def test_rows_of_no_softmax_keep_their_chance(refine, scale):
+    """However sharp the batch: the weights of the draws add up to the number of rows, and none is beyond bounds."""
+    weight, bias, hidden = layer_tensors(seed=5)
+    selector = selector_of(NAME, weight, bias, num_active=30, refine=refine, logq=False, uniform_fraction=0.2)
+    labels, totals = some_labels(seed=2), []
+    for draw in range(300):
+        chosen = select(selector, weight, bias, scale * hidden, labels, draw)
+        weights = chosen.log_weights.double().exp()
+        totals.append(float(weights.sum()))
+        # A fifth of 30 draws for 200 rows, and of those of the pool.
+        assert float(weights.max()) < 1.5 * OUT / 6
+        assert abs(len(chosen.ids) - len(labels.unique()) - 30) <= 1 + (len(labels) if refine == 1 else 0)
+    totals = torch.tensor(totals)
+    assert abs(float(totals.mean()) - OUT) < 4.5 * float(totals.std()) / math.sqrt(len(totals)) + 0.02
+
+
 def test_refining_lowers_the_variance():
     weight, bias, hidden = layer_tensors(2000, 16, seed=5)
     labels = some_labels(2000)
@@ -237,6 +255,44 @@ def test_hidden_vectors_that_are_not_finite_draw_uniformly(bad):
     before = selector.state["tilt"].clone()
     selector.meet(hidden, some_labels(), one_each(some_labels()))
     assert torch.equal(selector.state["tilt"], before)
+
+
+def test_threads_change_nothing():
+    """With so many buckets and samples that torch's sums over both would be cut in pieces."""
+    rows, width = 8192, 8
+    weight, bias, _ = layer_tensors(rows, width)
+    hidden, labels = torch.randn(512, width, generator=torch.Generator().manual_seed(1)), torch.arange(512) * 3
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            selector = make_selector(width, rows, config_of(NAME, family="simhash", hashes_per_table=10, probes=1))
+            selector.rehash(weight, bias)
+            for _ in range(5):
+                selector.meet(hidden, labels, one_each(labels))
+            selector.rehash(weight, bias)
+            chosen = select(selector, weight, bias, hidden, labels)
+            found.append((selector.state["tilt"].clone(), selector.chances(hidden), chosen.ids, chosen.log_weights))
+    finally:
+        torch.set_num_threads(before)
+    for others in found[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(found[0], others, strict=True))
+
+
+def test_other_weights_forget_how_queries_lay():
+    head = ts.SparseLSHLinear(IN, OUT, lsh=config_of(NAME))
+    head.loss(torch.randn(BATCH, IN), some_labels()).backward()
+    tilt = head.selector.state["tilt"].fill_(3.0)
+    head.load_state_dict({"weight": torch.randn(OUT, IN), "bias": torch.zeros(OUT)}, strict=False)
+    assert torch.equal(tilt, torch.zeros(2))
+
+
+@pytest.mark.parametrize("refine", [1, 3])
+def test_without_samples_draws_are_uniform(refine):
+    weight, bias, hidden = layer_tensors()
+    selector, none = selector_of(NAME, weight, bias, refine=refine), torch.zeros(0).long()
+    found = selector.select(hidden[:0], weight, bias, none, torch.zeros(1).long(), torch.tensor(0))
+    assert abs(len(found.ids) - 50) <= 1
 
 
 def test_without_labels_and_with_the_same_for_all():

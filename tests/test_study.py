@@ -98,7 +98,7 @@ def test_refined_candidates_are_another_method(tables):
     size = {"num_active": "4096"}
     runs = [
         run_of(method="bucket_softmax", metrics={"R@20": 0.15}, **size),
-        run_of(method="bucket_softmax", metrics={"R@20": 0.17}, refine="4", **size),
+        run_of(method="bucket_softmax", metrics={"R@20": 0.17}, refine=str(tables.study.REFINE), **size),
         run_of(method="uniform", metrics={"R@20": 0.14}, **size),
     ]
     found = tables.finals(runs)

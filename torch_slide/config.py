@@ -1,4 +1,4 @@
-"""What the user chooses: LSHConfig and RehashSchedule. Imports no other module until it asks a selector."""
+"""What the user chooses: LSHConfig and RehashSchedule, and who reads it. Imports no other module of the package."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
+# Selectors by the names that configurations give them: torch_slide.selection.register_selector adds them.
+SELECTORS: Final[dict[str, type[Selector]]] = {}
+
 # What may change while a layer trains: no tensor depends on it.
 ADJUSTABLE: Final = (
     "num_active", "uniform_fraction", "strategy", "threshold", "refine", "probes", "correction", "max_active", "rehash",
@@ -36,6 +39,16 @@ _COUNTS = ("num_tables", "hashes_per_table", "bucket_size", "probes", "num_activ
 def _require(name: str, value: object, holds: bool, requirement: str, error: type[Exception] = ValueError) -> None:
     if not holds:
         raise error(f"LSHConfig: expected {name} to be {requirement}, got {value!r}")
+
+
+def selector_class(name: str) -> type[Selector]:
+    """The class of the selectors that a configuration calls so.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    _require("selector", name, name in SELECTORS, f"one of {tuple(SELECTORS)}")
+    return SELECTORS[name]
 
 
 def _is_int(value: object) -> bool:
@@ -211,8 +224,12 @@ class LSHConfig:
         return math.ceil(self.uniform_fraction * self.num_active)
 
     def table_bytes(self, out_features: int) -> int:
-        """Bytes of what the selector holds for so many neurons, tables included, but for the hash functions."""
-        return self._selector.table_bytes(self, out_features)
+        """Bytes of the tables for so many neurons, and of what goes with them; 0 for selectors without tables.
+
+        Vectors of buckets (hash functions, see :meth:`hash_bytes`, and the mean rows of ``"bucket_softmax"``) are not
+        counted.
+        """
+        return selector_class(self.selector).table_bytes(self, out_features)
 
     @classmethod
     def auto(
@@ -243,7 +260,8 @@ class LSHConfig:
                 for 8 that share them, else ``"bucket_softmax"``.
 
         Raises:
-            ValueError: if a size is not positive, the family is not known, or no tables fit into ``memory_limit``.
+            ValueError: if a size is not positive, the family or the selector is not known, or no tables fit into
+                ``memory_limit``.
         """
         num_active = min(max(1, out_features), _DEFAULT_ACTIVE) if num_active is None else num_active
         sizes = {"in_features": in_features, "out_features": out_features, "num_active": num_active}
@@ -265,25 +283,23 @@ class LSHConfig:
             logq=True,
             rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
         )
-        return config._selector.fitted(config, in_features, out_features, few, limit)
-
-    @property
-    def _selector(self) -> type[Selector]:
-        # Here, as selectors read configurations, and all of them have to be there.
-        from torch_slide.selection import selector_class
-
-        return selector_class(self.selector)
+        return selector_class(selector).fitted(config, in_features, out_features, few, limit)
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
-        """The configuration in words, with memory where the size of the layer is given."""
+        """The configuration in words, with memory where the size of the layer is given.
+
+        Raises:
+            ValueError: if the selector is not known.
+        """
+        reader = selector_class(self.selector)
         lines = [
             f"{self.num_active} candidates beyond the labels, "
             + ("shared by the batch" if self.selection == "batch" else "for each sample"),
-            self._selector.explain_candidates(self),
+            reader.explain_candidates(self),
         ]
         if self.logq and self.correction and self.selection == "batch":
             lines.append("  labels of other samples stand for the batches without them, by their frequency (logQ)")
-        lines += self._selector.explain_tables(self, out_features)
+        lines += reader.explain_tables(self, out_features)
         if in_features is not None and out_features is not None:
             lines.append(f"  weights: {4 * in_features * out_features / 2**20:.1f} MiB in float32")
         return "\n".join(lines)

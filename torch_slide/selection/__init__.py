@@ -13,7 +13,7 @@ from torch_slide.selection.learned import LearnedSelector
 from torch_slide.selection.log_uniform import LogUniformSelector
 from torch_slide.selection.lsh import LSHSelector
 from torch_slide.selection.midx import MultiIndexSelector
-from torch_slide.selection.registry import SELECTORS, live_selector, make_selector, register_selector, selector_class
+from torch_slide.selection.registry import SELECTORS, live_selector, make_selector, register_selector
 from torch_slide.selection.uniform import UniformSelector
 
 __all__ = [
@@ -35,5 +35,4 @@ __all__ = [
     "make_selector",
     "misfits",
     "register_selector",
-    "selector_class",
 ]

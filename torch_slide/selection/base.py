@@ -88,7 +88,7 @@ class Selector:
     @classmethod
     def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
         """See :meth:`LSHConfig.table_bytes`."""
-        return 4 * out_features if config.logq and config.selection == "batch" else 0
+        return 0
 
     @classmethod
     def explain_candidates(cls, config: LSHConfig) -> str:
@@ -97,7 +97,7 @@ class Selector:
 
     @classmethod
     def explain_tables(cls, config: LSHConfig, out_features: int | None) -> list[str]:
-        """What is kept, and when it is brought up to date: lines of :meth:`LSHConfig.explain`."""
+        """Of the tables, and when they are rehashed: lines of :meth:`LSHConfig.explain`."""
         return []
 
     def _adopt(self, config: LSHConfig) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from torch_slide._ops import ops
 from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
-from torch_slide.selection.base import DRAWS, Selector
+from torch_slide.selection.base import DRAWS
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.lsh import LSHSelector, first_within, hashes_for
 from torch_slide.selection.proposals import (
     LEAST_UNIFORM,
+    SAMPLE,
     proportional,
     systematic,
     tail_of_classes,
@@ -32,8 +34,8 @@ _MAX_SCORED_BITS = 10
 # Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
 # and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
 _WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
-# Exact scores of refine: of so many samples at a time, which the cache holds. They decide who is drawn, not what a draw
-# weighs, so bfloat16 will do where the processor multiplies it.
+# Exact scores of refine: of so many samples at a time, which the cache holds. Any positive scores leave the estimates
+# unbiased and rounding them costs variance alone, so bfloat16 will do where the processor multiplies it.
 _SCORED_AT_ONCE = 64
 _SCORED_IN = torch.bfloat16 if "bf16" in ops.isa() else torch.float32
 # Rows whose vectors are copied at a time.
@@ -60,7 +62,13 @@ class BucketSoftmaxSelector(LSHSelector):
     all rows. Rows that are in no table yet are one bucket more, known by a sample of them. (Adaptive sampled softmax
     from clusters of rows: Chen et al., arXiv 2501.08563, see ``"midx"``, whose cells know nothing of the rows in them.)
 
-    ``num_hubs``, ``probes``, ``strategy`` and ``refine`` are not read: a row that matters gets a probability of 1 here.
+    With ``refine=R`` these are R times as many rows, a pool, and the candidates are drawn from it: by their shares in
+    the softmax over what the pool stands for, from exact scores, and a share of ``uniform_fraction`` by what each
+    stands for alone. A row's probability is the product of both (two-phase sampling: Neyman, JASA 1938). Scores
+    are those of torch's products, in bfloat16 where the processor has it, so refined draws may differ between
+    processors.
+
+    ``num_hubs``, ``probes`` and ``strategy`` are not read: a row that matters gets a probability of 1 here.
 
     Raises:
         ValueError: for more than one table.
@@ -69,8 +77,8 @@ class BucketSoftmaxSelector(LSHSelector):
     selections = ("batch",)
     keeps_buckets = False
     auto_uniform_fraction = LEAST_UNIFORM
-    derived = (*LSHSelector.derived, "by_class", "sizes", "inclusion")
-    written = (*LSHSelector.written, "tilt", "inclusion")
+    derived = (*LSHSelector.derived, "by_class", "sizes")
+    written = (*LSHSelector.written, "tilt")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         if config.num_tables != 1:
@@ -91,10 +99,11 @@ class BucketSoftmaxSelector(LSHSelector):
 
     @classmethod
     def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
-        """Of codes, norms, classes, rows by class, their probabilities, counters of votes and of labels."""
+        """Of codes, norms, classes, rows by class, counters of votes and of labels; in refined steps probabilities."""
         # Of a bucket: its mass, one place and a counter, and for each level a size, in two words, and a share.
         of_buckets = (3 + 3 * _LEVELS) * config.num_buckets
-        return 4 * (6 * out_features + of_buckets) + Selector.table_bytes(config, out_features)
+        of_rows = 5 + (config.refine > 1) + config.logq
+        return 4 * (of_rows * out_features + of_buckets)
 
     @classmethod
     def explain_candidates(cls, config: LSHConfig) -> str:
@@ -103,7 +112,7 @@ class BucketSoftmaxSelector(LSHSelector):
         refined = f", of {config.refine} times as many drawn anew by exact scores" if config.refine > 1 else ""
         return (
             f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
-            f"{config.uniform_fraction:.0%} of the draws from all rows alike{refined}"
+            f"{max(config.uniform_fraction, LEAST_UNIFORM):.0%} of the draws from all rows alike{refined}"
         )
 
     def _adopt(self, config: LSHConfig) -> None:
@@ -123,7 +132,6 @@ class BucketSoftmaxSelector(LSHSelector):
             classes=torch.full((rows,), num_classes, dtype=torch.int32),
             by_class=torch.zeros(rows, dtype=torch.int32),
             sizes=torch.zeros(num_classes + 1, dtype=torch.int64),
-            inclusion=torch.zeros(rows),  # of the rows and labels of the last refined draw
             tilt=torch.zeros(2),  # in use, and the running mean of what steps found
         )
         return state
@@ -168,7 +176,7 @@ class BucketSoftmaxSelector(LSHSelector):
             return
         some = others.long()
         if len(others) > _SPOKESMEN:
-            numbers = uniform_numbers(self.config.seed, state["clock"][DRAWS], _SPOKESMEN)
+            numbers = uniform_numbers(self.config.seed, state["clock"][DRAWS], _SPOKESMEN, of=SAMPLE)
             some = some[(numbers * len(others)).long()]
         mean = _mean_rows(weight, some, torch.zeros(len(some), dtype=torch.int32), 1)[0]
         promises = self._promises(bias, some, mean.square().sum())
@@ -199,16 +207,22 @@ class BucketSoftmaxSelector(LSHSelector):
         scores = ops.project(some, self.state["means"])
         chosen = torch.softmax(scores + self.state["log_masses"], 1)
         # Rows that share no more than never to have been a label are no neighbours.
-        found = (chosen * scores)[:, :-1].sum() / (chosen * self.state["means"].square().sum(0))[:, :-1].sum()
-        if torch.isfinite(found):
+        along, squares = (chosen * scores)[:, :-1], chosen[:, :-1] * self.state["means"].square().sum(0)[:-1]
+        # NumPy's sums don't depend on the number of threads.
+        scored, most = (float(terms.numpy().sum(dtype=np.float64)) for terms in (along, squares))
+        if math.isfinite(scored) and 0 < most < math.inf:
             tilt = self.state["tilt"]
-            tilt[1] += _NEWS * (found.clamp(min=0) - tilt[1])
+            tilt[1] += _NEWS * (max(0.0, scored / most) - tilt[1])
 
     def begin(self, weight: Tensor, bias: Tensor | None) -> None:
         """As the base class, which leaves all buckets empty."""
         super().begin(weight, bias)
-        self.state["tilt"].zero_()
         self._group(weight, bias)
+
+    def forget(self) -> None:
+        """As the base class: how queries lay to other rows is no guide."""
+        super().forget()
+        self.state["tilt"].zero_()
 
     def restore(self) -> None:
         """Sorts the rows by the loaded classes."""
@@ -236,6 +250,8 @@ class BucketSoftmaxSelector(LSHSelector):
         """
         state = self.state
         uniform = torch.full((len(state["sizes"]),), 1 / self.out_features)
+        if len(hidden) == 0:
+            return uniform
         scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
         # Not torch's mean, whose order of summation may depend on the number of threads.
         of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
@@ -246,7 +262,7 @@ class BucketSoftmaxSelector(LSHSelector):
     def _sources(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor, draw: Tensor
     ) -> Sources:
-        state, refine = self.state, self.config.refine
+        state, refine = self.state, self.config.refine if len(hidden) else 1
         labelled, place = labels.unique(return_inverse=True)
         first, second = uniform_numbers(self.config.seed, draw, 2).tolist()
         rows_by_class = state["classes"], state["by_class"], state["sizes"]
@@ -257,11 +273,14 @@ class BucketSoftmaxSelector(LSHSelector):
         came = drawn.inclusion[state["classes"][pool]]
         own = (row_of(label_offsets, len(labels)), place + len(pool) - len(labelled))
         worth = _worth(hidden.detach(), weight, bias, pool, came, own)
+        stands_for = 1 / (came * (1 / came).sum())
+        worth = (1 - self.uniform_share) * worth + self.uniform_share * stands_for
         counts = torch.ones(len(pool))
         counts[-len(labelled) or len(pool) :] = 0
         stays = proportional(worth, counts, self.num_active)
-        state["inclusion"][pool] = came * stays
-        return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, state["inclusion"]))
+        inclusion = torch.zeros(self.out_features)
+        inclusion[pool] = came * stays
+        return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, inclusion))
 
 
 def _mean_rows(weight: Tensor, rows: Tensor, codes: Tensor, buckets: int) -> Tensor:
@@ -276,6 +295,8 @@ def _worth(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, pool: Tensor, came: Tensor, own: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Of each row of the pool the share in the batch's softmax over what the pool stands for, own labels left out.
+
+    They add up to 1, and are nothing where scores are not finite.
 
     Args:
         hidden: [B, in_features].
@@ -301,4 +322,5 @@ def _worth(
             shares = logits.softmax(1)
             shares[mine] = 0
             worth += shares.sum(0)
-    return torch.nan_to_num(worth, nan=1.0)
+    total = float(worth.sum())
+    return worth / total if math.isfinite(total) and total > 0 else torch.zeros_like(worth)

@@ -14,7 +14,7 @@ from torch_slide.config import BITS_PER_HASH, MULTI_PROBE_FAMILIES, STRATEGIES, 
 from torch_slide.hashing import augment_queries
 from torch_slide.selection.base import DRAWS, Selector
 from torch_slide.selection.candidates import HUB, LABEL, TAIL, Candidates, Sources
-from torch_slide.selection.proposals import uniform_numbers
+from torch_slide.selection.proposals import SAMPLE, uniform_numbers
 from torch_slide.selection.refine import refined
 from torch_slide.selection.registry import register_selector
 from torch_slide.selection.shares import heaviest
@@ -75,9 +75,8 @@ class LSHSelector(Selector):
         """Of codes, buckets, norms, shares, hubs, counters of votes and of labels."""
         codes = config.num_tables * out_features
         buckets = config.num_tables * config.num_buckets * (config.bucket_size + 1)
-        shares = out_features if config.num_hubs else 0
-        held = 4 * (codes + buckets + 2 * out_features + shares) + 8 * min(config.num_hubs, out_features)
-        return held + super().table_bytes(config, out_features)
+        of_rows = 2 + (config.num_hubs > 0) + (config.logq and config.selection == "batch")
+        return 4 * (codes + buckets + of_rows * out_features) + 8 * min(config.num_hubs, out_features)
 
     @classmethod
     def explain_candidates(cls, config: LSHConfig) -> str:
@@ -160,9 +159,8 @@ class LSHSelector(Selector):
         if self.tables.outgrown():
             return 1.0
         if len(members) > _SAMPLE:
-            members = members[
-                (uniform_numbers(self.config.seed, self.state["clock"][DRAWS], _SAMPLE) * len(members)).long()
-            ]
+            numbers = uniform_numbers(self.config.seed, self.state["clock"][DRAWS], _SAMPLE, of=SAMPLE)
+            members = members[(numbers * len(members)).long()]
         return self.tables.drift(weight, bias, members)
 
     def problems(self, loaded: dict[str, Any]) -> list[str]:

@@ -39,12 +39,12 @@ class MultiIndexSelector(Selector):
     softmax, but for what the codewords miss.
 
     The paper draws for each sample. Here the batch shares its candidates, so the proposal is the mean of those of all
-    samples, a K x K matrix from one small product; a draw is a cell, then one of its rows. Of all draws a share of
+    samples, a K x K matrix from one small product. Of all draws a share of
     ``LSHConfig.uniform_fraction`` (one in twenty at least) is uniform, so that no weight explodes. Draws are without
     replacement, ``num_active`` beyond the labels in expectation, as those of ``"bucket_softmax"``.
 
     Rows that changed are coded anew on the rehash schedule, codebooks are trained when it draws anew. K is a power of
-    two, for cells of some 16 rows, 256 at most. Besides the codes nothing grows with the number of neurons.
+    two, for cells of some 16 rows, 256 at most.
     """
 
     selections = ("batch",)
@@ -125,6 +125,8 @@ class MultiIndexSelector(Selector):
         Returns:
             float32 [K * K]; times the sizes of the cells they add up to 1, or less where the likely cells are empty.
         """
+        if len(hidden) == 0:
+            return torch.full((self.num_codewords**2,), 1 / self.out_features)
         sizes = self.state["sizes"].float().view(self.num_codewords, self.num_codewords)
         queries = torch.nn.functional.pad(hidden.detach().float(), (0, 1), value=1.0)
         first, second = (

@@ -13,17 +13,17 @@ from torch_slide.hashing import draws
 
 # Without a uniform share a row that a proposal misjudges would come rarely, and then with a huge weight.
 LEAST_UNIFORM = 0.05
-# Of torch_slide.hashing.draws; hash families take the small numbers.
-_TAIL = 101
+# What numbers are for, of torch_slide.hashing.draws; hash families take the small ones, "learned" 102 and 103.
+_TAIL, SAMPLE = 101, 104
 # Draws at most for a row that is wanted: beyond it nearly all draws are repeats.
 _MOST_DRAWS = 8
 _CLOSE_ENOUGH = 0.01
 _MAX_ROUNDS = 16
 
 
-def uniform_numbers(seed: int, draw: Tensor, count: int) -> Tensor:
-    """``count`` numbers in [0, 1), a function of the seed and the draw: float64, multiples of 2**-52."""
-    words = draws.words(seed, _TAIL, int(draw), shape=(count,)) >> np.uint64(12)
+def uniform_numbers(seed: int, draw: Tensor, count: int, of: int = _TAIL) -> Tensor:
+    """``count`` numbers in [0, 1), a function of the seed, the draw and their purpose: float64, multiples of 2**-52."""
+    words = draws.words(seed, of, int(draw), shape=(count,)) >> np.uint64(12)
     return torch.from_numpy(words.astype(np.float64) * 2.0**-52)
 
 
@@ -88,6 +88,9 @@ def tail_of_classes(
     chances: Tensor, wanted: int, labels: Tensor, classes: Tensor, by_class: Tensor, sizes: Tensor, start: float
 ) -> Tail:
     """A tail of about ``wanted`` rows beyond the labels, drawn without replacement in proportion to their chances.
+
+    The probabilities are those of a row that is no label of this batch. Where a label stands for the batches without it
+    (``LSHConfig.logq``), its own one is as of a batch with that label: too large by a share of 1 / ``wanted`` at most.
 
     Args:
         chances: [n], of a row of each class.

@@ -7,12 +7,11 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch_slide.config import LSHConfig
+from torch_slide.config import SELECTORS, LSHConfig, selector_class
 
 if TYPE_CHECKING:
     from torch_slide.selection.base import Selector
 
-SELECTORS: dict[str, type[Selector]] = {}
 _numbers = itertools.count()
 _live: weakref.WeakValueDictionary[int, Selector] = weakref.WeakValueDictionary()
 
@@ -26,17 +25,6 @@ def register_selector(name: str) -> Callable[[type[Selector]], type[Selector]]:
         return cls
 
     return add
-
-
-def selector_class(name: str) -> type[Selector]:
-    """The class that a configuration calls so.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if name not in SELECTORS:
-        raise ValueError(f"LSHConfig: expected selector to be one of {tuple(SELECTORS)}, got {name!r}")
-    return SELECTORS[name]
 
 
 def make_selector(in_features: int, out_features: int, config: LSHConfig) -> Selector:
