@@ -28,7 +28,6 @@ from torch.profiler import ProfilerActivity, profile
 from training_step import SHARE_OF_MEMORY, endless, needs, training_step
 
 import torch_slide as ts
-from torch_slide.selection import LSHSelector
 
 DENSE = "linear_cross_entropy, chunks of 256"
 # What finds the candidates, beside the rehashes: the ops that a profile shows.
@@ -88,7 +87,6 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     moments = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     kept = sum(t.numel() * t.element_size() for t in (*model.parameters(), *moments))
     mean = sum(rounds) / len(rounds)
-    tables = config.table_bytes(outputs) if isinstance(layer.selector, LSHSelector) else 0
     return {
         "outputs": outputs,
         "first_step": first,
@@ -96,7 +94,7 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
         "rehash_per_step": rehash,
         "finding_per_step": finding,
         "finding_share": (rehash + finding) / mean,
-        "table_bytes_per_weight_byte": tables / (layer.weight.nbytes + layer.bias.nbytes),
+        "table_bytes_per_weight_byte": config.table_bytes(outputs) / (layer.weight.nbytes + layer.bias.nbytes),
         "peak_bytes": peak,
         "peak_per_weights_and_moments": peak / kept,
         **{f"recall@{k}": share for k, share in recalls.items()},
