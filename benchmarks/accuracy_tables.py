@@ -68,8 +68,8 @@ def measured_after(run: Run, parts: int, metric: str) -> bool:
 def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
     """Method -> a cell for each problem: metrics after as many epochs as every method of the problem has.
 
-    Each at its best learning rate, as a mean over seeds where there are several; with the cross-entropy in nats where
-    it was measured.
+    Each at its best learning rate, which is the one that was repeated over seeds if one was, as their mean; with the
+    cross-entropy in nats where it was measured.
     """
     runs = [{**run, "epochs": whole_epochs(run)} for run in runs]
     grouped: dict[tuple[str, str], dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
@@ -97,7 +97,7 @@ def accuracy(runs: list[Run], problems: dict[str, str]) -> dict[str, list[str]]:
         ]
         if not complete:
             return MISSING
-        best = max(complete, key=lambda of_lr: means(of_lr, problem))
+        best = max(complete, key=lambda of_lr: (len(of_lr), means(of_lr, problem)))
         values = ", ".join(
             f"{metric} {100 * value:.1f}" for metric, value in zip(METRICS[problem], means(best, problem), strict=True)
         )

@@ -146,6 +146,17 @@ def test_time_to_accuracy(tables):
     assert tables.accuracy_tables.time_to_accuracy(runs[2:], "web-links") == tables.MISSING
 
 
+def test_the_rate_that_was_repeated_is_shown(tables):
+    """What one seed says of another rate is what it was chosen by, or noise."""
+    runs = [run_of("uniform", 1.0, [0.5], seed=seed) for seed in "01"] + [run_of("uniform", 1.0, [0.52], lr="0.2")]
+    runs += [run_of("kmeans", 1.0, [0.5]), run_of("kmeans", 1.0, [0.52], lr="0.2")]
+    for run in runs:
+        run["epochs"][0]["P@5"] = 0.25
+    shown = tables.accuracy_tables.accuracy(runs, {"web-links": "web-links"})
+    assert shown["uniform"] == ["P@1 50.0, P@5 25.0 (epoch 1, lr 0.1, 2 seeds)"]
+    assert shown["kmeans"] == ["P@1 52.0, P@5 25.0 (epoch 1, lr 0.2)"]
+
+
 def test_time_to_accuracy_needs_to_know_when_it_was_reached(tables):
     runs = [
         run_of("dense", 100.0, [None, 0.4, 0.5]),
