@@ -15,6 +15,8 @@ SIZES = {
 }
 LABELS = {"num_active": "candidates beyond the labels, for a batch of 512", "batch_size": "batch size"}
 DEFAULT_ACTIVE = 1024
+# What an axis shows at least, so that noise does not look like an effect: points, and nats.
+LEAST_SPAN = {"percent": 2.0, "nats": 0.2}
 
 
 def alike(found: Final, problem: str, size: str) -> Final:
@@ -47,6 +49,9 @@ def draw(axes: Any, found: Final, problem: str, size: str, metric: str, scale: f
     if values := [scale * got.mean for got in dense if got is not None]:
         best = min(values) if metric == "xent" else max(values)
         axes.axhline(best, color="tab:gray", linestyle="--", label="nn.Linear, batch 512")
+    low, high = axes.get_ylim()
+    spare = max(0.0, LEAST_SPAN["nats" if metric == "xent" else "percent"] - (high - low)) / 2
+    axes.set_ylim(low - spare, high + spare)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     axes.grid(alpha=0.3)
@@ -76,7 +81,7 @@ def over(found: Final, size: str) -> Any:
         grid[0, column].set(title=problem, ylabel=f"test {metric}, %")
         grid[1, column].set(ylabel="test cross-entropy, nats")
     made.supxlabel(LABELS[size])
-    grid[0, 0].legend()
+    made.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS) + 1)
     return made
 
 
