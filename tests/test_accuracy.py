@@ -175,7 +175,7 @@ def test_every_selector_looks_at_the_layer_that_was_trained(accuracy, folder):
         ["--problem", "points", *SMALL, "--stop", "1", "--budgets", *budgets, "--draws", "2", "--json", str(result)]
     )
     rows = json.loads(result.read_text())["fidelity"]
-    methods = set(accuracy.METHODS) - {"dense"} | {"bucket_softmax, refine=4"}
+    methods = set(accuracy.METHODS) - {"dense"} | {"bucket_softmax, refine=4", "bucket_softmax, refine=8"}
     assert {row["method"] for row in rows} == methods
     few, all_of_them = rows[: len(methods)], rows[len(methods) :]
     assert len({row["exact_loss"] for row in rows}) == 1  # one batch, one set of weights
