@@ -14,6 +14,7 @@ from torch import nn
 import torch_slide as ts
 
 RANKS, D, N = 2, 8, 200
+PASSED = "passed"
 ALMOST_ALL = ts.LSHConfig(selector="uniform", num_active=N - 1)
 FEW = ts.LSHConfig(family="simhash", num_tables=4, hashes_per_table=4, bucket_size=16, num_active=40, num_hubs=8,
                    rehash=ts.RehashSchedule(every=3))  # fmt: skip
@@ -118,7 +119,7 @@ def fsdp_around_the_head_is_a_clear_error(rank):
             model(x)
 
 
-def _run(rank, name, store, failures):
+def _run(rank, name, store, reports):
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     try:
@@ -126,11 +127,13 @@ def _run(rank, name, store, failures):
             "gloo", init_method=f"file://{store}", rank=rank, world_size=RANKS, timeout=datetime.timedelta(seconds=60)
         )
         globals()[name](rank)
+        report = PASSED
     except BaseException:
-        failures.put(f"rank {rank}:\n{traceback.format_exc()}")
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        report = f"rank {rank}:\n{traceback.format_exc()}"
+    reports.put(report)
+    # DTensor's caches keep the process group of FSDP2 beyond destroy_process_group(), and with it gloo's threads, which
+    # now and then abort a process whose interpreter is shutting down: it has no shutdown.
+    os._exit(0)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +148,9 @@ def _run(rank, name, store, failures):
 )
 def test_two_processes(task, tmp_path):
     context = mp.get_context("spawn")
-    failures = context.SimpleQueue()
+    reports = context.SimpleQueue()
     processes = [
-        context.Process(target=_run, args=(rank, task.__name__, tmp_path / "store", failures)) for rank in range(RANKS)
+        context.Process(target=_run, args=(rank, task.__name__, tmp_path / "store", reports)) for rank in range(RANKS)
     ]
     for process in processes:
         process.start()
@@ -157,8 +160,7 @@ def test_two_processes(task, tmp_path):
         if process.is_alive():
             process.kill()
             pytest.fail("a process did not come to an end")
-    messages = []
-    while not failures.empty():
-        messages.append(failures.get())
-    assert not messages, "\n".join(messages)
-    assert all(process.exitcode == 0 for process in processes)
+    received = []
+    while not reports.empty():
+        received.append(reports.get())
+    assert received == [PASSED] * RANKS, f"{len(received)} of {RANKS} processes reported:\n" + "\n".join(received)
