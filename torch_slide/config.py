@@ -274,16 +274,19 @@ class LSHConfig:
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
+        reader = selector_class(selector)
         config = cls(
             family=family,
             hashes_per_table=1,
             num_active=num_active,
             selection=selection,
             selector=selector,
+            num_hubs=0,
+            uniform_fraction=reader.auto_uniform_fraction,
             logq=True,
             rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
         )
-        return selector_class(selector).fitted(config, in_features, out_features, few, limit)
+        return reader.fitted(config, in_features, out_features, few, limit)
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
         """The configuration in words, with memory where the size of the layer is given.

@@ -78,12 +78,12 @@ class Selector:
 
     @classmethod
     def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
-        """What :meth:`LSHConfig.auto` answers: the configuration with the fields that this selector reads.
+        """What :meth:`LSHConfig.auto` answers: ``config``, which names no tables yet, with those of this selector.
 
         ``few`` says that one sample, or a few, depend on the candidates; tables and hash functions may take ``limit``
         bytes, else a ValueError says so.
         """
-        return config.replace(num_hubs=0, uniform_fraction=cls.auto_uniform_fraction)
+        return config
 
     @classmethod
     def table_bytes(cls, config: LSHConfig, out_features: int) -> int:

@@ -22,6 +22,7 @@ from torch_slide.selection.proposals import (
     systematic,
     tail_of_classes,
     uniform_numbers,
+    uniform_share,
 )
 from torch_slide.selection.registry import register_selector
 from torch_slide.targets import row_of
@@ -92,10 +93,7 @@ class BucketSoftmaxSelector(LSHSelector):
     def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
         """As the base class: sqrt(N) buckets, 1,024 at most, as a step scores all of them."""
         hashes = hashes_for(math.sqrt(out_features), _MAX_SCORED_BITS, config.family)
-        config = config.replace(
-            num_tables=1, hashes_per_table=hashes, num_hubs=0, uniform_fraction=cls.auto_uniform_fraction
-        )
-        return first_within(limit, [config], in_features, out_features)
+        return first_within(limit, [config.replace(num_tables=1, hashes_per_table=hashes)], in_features, out_features)
 
     @classmethod
     def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
@@ -112,12 +110,12 @@ class BucketSoftmaxSelector(LSHSelector):
         refined = f", of {config.refine} times as many drawn anew by exact scores" if config.refine > 1 else ""
         return (
             f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
-            f"{max(config.uniform_fraction, LEAST_UNIFORM):.0%} of the draws from all rows alike{refined}"
+            f"{uniform_share(config):.0%} of the draws from all rows alike{refined}"
         )
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
-        self.uniform_share = max(config.uniform_fraction, LEAST_UNIFORM)
+        self.uniform_share = uniform_share(config)
 
     def _empty_state(self) -> dict[str, Tensor]:
         state, rows, buckets = super()._empty_state(), self.out_features, self.config.num_buckets

@@ -54,7 +54,6 @@ class LSHSelector(Selector):
     @classmethod
     def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
         """As the base class: as many tables as fit, k-means with buckets of ``2 * sqrt(N)`` neurons, others of 16."""
-        config = super().fitted(config, in_features, out_features, few, limit)
         centroids = config.family == "kmeans"
         buckets = math.sqrt(out_features) / 2 if centroids else out_features / _NEURONS_A_BUCKET
         config = config.replace(

@@ -13,7 +13,7 @@ from torch_slide.config import LSHConfig
 from torch_slide.hashing import draws
 from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
-from torch_slide.selection.proposals import LEAST_UNIFORM, tail_of_classes, uniform_numbers
+from torch_slide.selection.proposals import LEAST_UNIFORM, tail_of_classes, uniform_numbers, uniform_share
 from torch_slide.selection.registry import register_selector
 from torch_slide.tables import checked_norms
 
@@ -39,9 +39,9 @@ class MultiIndexSelector(Selector):
     softmax, but for what the codewords miss.
 
     The paper draws for each sample. Here the batch shares its candidates, so the proposal is the mean of those of all
-    samples, a K x K matrix from one small product. Of all draws a share of
-    ``LSHConfig.uniform_fraction`` (one in twenty at least) is uniform, so that no weight explodes. Draws are without
-    replacement, ``num_active`` beyond the labels in expectation, as those of ``"bucket_softmax"``.
+    samples, a K x K matrix from one small product. Of all draws a share of ``LSHConfig.uniform_fraction`` (one in
+    twenty at least) is uniform, so that no weight explodes. Draws are without replacement, ``num_active`` beyond the
+    labels in expectation, as those of ``"bucket_softmax"``.
 
     Rows that changed are coded anew on the rehash schedule, codebooks are trained when it draws anew. K is a power of
     two, for cells of some 16 rows, 256 at most.
@@ -59,7 +59,7 @@ class MultiIndexSelector(Selector):
 
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
-        self.uniform_share = max(config.uniform_fraction, LEAST_UNIFORM)
+        self.uniform_share = uniform_share(config)
 
     def _empty_state(self) -> dict[str, Tensor]:
         codewords, rows = self.num_codewords, self.out_features

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_slide.config import LSHConfig
 from torch_slide.functional import Tail
 from torch_slide.hashing import draws
 
@@ -19,6 +20,11 @@ _TAIL, SAMPLE = 101, 104
 _MOST_DRAWS = 8
 _CLOSE_ENOUGH = 0.01
 _MAX_ROUNDS = 16
+
+
+def uniform_share(config: LSHConfig) -> float:
+    """Of the draws of a proposal, those that are the same for all rows."""
+    return max(config.uniform_fraction, LEAST_UNIFORM)
 
 
 def uniform_numbers(seed: int, draw: Tensor, count: int, of: int = _TAIL) -> Tensor:
