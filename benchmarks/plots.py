@@ -17,6 +17,7 @@ from readme_tables import DENSE, PROBLEMS, ROOT, TIMED, load
 COLOURS = {
     "dense": "tab:gray",
     "bucket_softmax": "tab:red",
+    "bucket_softmax, 4096 candidates, refine=8": "tab:purple",
     "kmeans": "tab:blue",
     "simhash": "tab:orange",
     "uniform": "tab:green",
@@ -106,7 +107,9 @@ def main() -> None:
     study = load(arguments.results.parent / "accuracy" / "results", "*.json")
     pictures = {
         "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
-        "accuracy_over_time.png": accuracy_over_time(accuracy_tables.of_default_size(study)),
+        "accuracy_over_time.png": accuracy_over_time(
+            accuracy_tables.of_default_size(study) + accuracy_tables.for_dense_accuracy(study)
+        ),
         **study_plots.pictures(study),
     }
     for name, picture in pictures.items():

@@ -224,12 +224,13 @@ def replace_all(text: str, tables: dict[str, str]) -> str:
 
 def rewritten(text: str, results: Path) -> str:
     """README.md with its tables."""
-    accuracies = accuracy_tables.of_default_size(load(results.parent / "accuracy" / "results", "*.json"))
+    study = load(results.parent / "accuracy" / "results", "*.json")
+    shown = accuracy_tables.of_default_size(study) + accuracy_tables.for_dense_accuracy(study)
     tables = {
         "speed": speed(load(results, "step-*.json")),
         "per sample": per_sample(load(results, "per-sample*.json")),
-        "accuracy": accuracy(accuracies),
-        "time to accuracy": "\n\n".join(time_to_accuracy(accuracies, problem) for problem in TIMED),
+        "accuracy": accuracy(shown),
+        "time to accuracy": "\n\n".join(time_to_accuracy(shown, problem) for problem in TIMED),
     }
     return replace_all(text, tables)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import study_tables
-from accuracy_tables import Run
-from study_tables import METRICS, Final, Key
+from accuracy_tables import METRICS, Run
+from study_tables import Final, Key
 
 COLOURS = {"bucket_softmax": "tab:red", "kmeans": "tab:blue", "uniform": "tab:green"}
 SIZES = {

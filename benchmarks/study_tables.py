@@ -12,17 +12,8 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "accuracy"))
 import study
-from accuracy_tables import MISSING, Run, table
+from accuracy_tables import METRICS, MISSING, Run, table
 
-METRICS = {
-    "citeulike-tags": ("P@1", "P@3", "P@5"),
-    "diginetica": ("HR@20", "HR@5", "HR@1"),
-    "web-links": ("P@1", "P@3", "P@5"),
-    "gowalla": ("R@20", "NDCG@20"),
-    "wiki-text": ("P@1", "HR@3", "HR@5"),
-    "bibtex": ("P@1", "P@3", "P@5"),
-    "delicious": ("P@1", "P@3", "P@5"),
-}
 PARTS = {"citeulike-tags": 5, "diginetica": 20, "web-links": 5, "gowalla": 20, "wiki-text": 5}
 # P@1, P@3, P@5 on the same splits: the Extreme Classification Repository's table (Bhatia et al. 2016), but for SLEEC,
 # whose paper (Bhatia et al. 2015) is quoted by github.com/xiaohan2012/sleec_python.

@@ -32,7 +32,7 @@ def test_label_cross_entropy(labels, seed):
     logits = torch.randn(len(labels), 12, generator=torch.Generator().manual_seed(seed)) * 20
     offsets = torch.tensor([sum(map(len, labels[:i])) for i in range(len(labels) + 1)])
     ids = torch.tensor([label for point in labels for label in point], dtype=torch.int64)
-    points = metrics.Labels(ids, offsets)
+    points = metrics.PointLabels(ids, offsets)
     got = metrics.mean_by_point(metrics.label_nats(logits, points), points)
     nats = -logits.double().log_softmax(1)
     expected = [float(nats[i, labels[i]].mean()) if labels[i] else 0 for i in range(len(labels))]
@@ -108,7 +108,7 @@ def test_parts_by_frequency(labels, seed):
     top = metrics.highest(logits, 3)
     ids = torch.tensor([label for point in labels for label in point], dtype=torch.int64)
     offsets = torch.tensor([sum(map(len, labels[:i])) for i in range(len(labels) + 1)])
-    points = metrics.Labels(ids, offsets)
+    points = metrics.PointLabels(ids, offsets)
     got = metrics.by_frequency(top, metrics.label_nats(logits, points), points, is_head)
     nats = -logits.double().log_softmax(1)
     for part, mask in (("head", is_head), ("tail", ~is_head)):

@@ -75,7 +75,7 @@ def hit_rates(top: Tensor, targets: Tensor, *ks: int) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Labels:
+class PointLabels:
     """Labels of the points of a batch.
 
     Args:
@@ -87,7 +87,7 @@ class Labels:
     offsets: Tensor
 
     @classmethod
-    def single(cls, targets: Tensor) -> Labels:
+    def single(cls, targets: Tensor) -> PointLabels:
         """One label a point, int64 [B]."""
         return cls(targets, torch.arange(len(targets) + 1))
 
@@ -96,18 +96,18 @@ class Labels:
         """Whose each label is, int64 [labels]."""
         return row_of(self.offsets, len(self.ids))
 
-    def keep(self, kept: Tensor) -> Labels:
+    def keep(self, kept: Tensor) -> PointLabels:
         """Those that are marked (bool [labels]); points may be left with none."""
         counts = torch.zeros(len(self.offsets) - 1, dtype=torch.int64).index_add_(0, self.points, kept.long())
-        return Labels(self.ids[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
+        return PointLabels(self.ids[kept], torch.cat([counts.new_zeros(1), counts.cumsum(0)]))
 
 
-def label_nats(logits: Tensor, labels: Labels) -> Tensor:
+def label_nats(logits: Tensor, labels: PointLabels) -> Tensor:
     """Cross-entropy of every label by itself, in nats: logsumexp less its logit, [labels], for logits [B, outputs]."""
     return torch.logsumexp(logits, 1)[labels.points] - logits[labels.points, labels.ids]
 
 
-def mean_by_point(values: Tensor, labels: Labels) -> Tensor:
+def mean_by_point(values: Tensor, labels: PointLabels) -> Tensor:
     """Mean over the labels of each point of their values [labels], 0 for a point without: float32 [B]."""
     counts = labels.offsets.diff()
     return values.new_zeros(len(counts)).index_add(0, labels.points, values) / counts.clamp(min=1)
@@ -122,7 +122,7 @@ def head_of(counts: Tensor) -> Tensor:
     return is_head
 
 
-def by_frequency(top: Tensor, nats: Tensor, labels: Labels, is_head: Tensor) -> dict[str, Tensor]:
+def by_frequency(top: Tensor, nats: Tensor, labels: PointLabels, is_head: Tensor) -> dict[str, Tensor]:
     """Recall of frequent and of other labels among ``top``, and their cross-entropy, over the points that have some.
 
     Args:
@@ -149,14 +149,14 @@ def xc_metrics(batch: XCBatch, logits: Tensor, is_head: Tensor) -> dict[str, Ten
     """P@1, P@3, P@5, the cross-entropy in nats, xent, of every point, and :func:`by_frequency`."""
     top = highest(logits, 5)
     precision = {f"P@{k}": precision_at(top, batch.label_ids, batch.label_offsets, k) for k in (1, 3, 5)}
-    labels = Labels(batch.label_ids, batch.label_offsets)
+    labels = PointLabels(batch.label_ids, batch.label_offsets)
     nats = label_nats(logits, labels)
     return {**precision, "xent": mean_by_point(nats, labels), **by_frequency(top, nats, labels, is_head)}
 
 
 def next_item_metrics(batch: NextItemBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
     """HR@1, HR@5, HR@20, MRR@20, the cross-entropy in nats, xent, of every session, and :func:`by_frequency`."""
-    top, labels = highest(logits, 20), Labels.single(batch.targets)
+    top, labels = highest(logits, 20), PointLabels.single(batch.targets)
     xent = label_nats(logits, labels)
     return {
         **hit_rates(top, batch.targets, 1, 5, 20),
@@ -168,7 +168,7 @@ def next_item_metrics(batch: NextItemBatch, logits: Tensor, is_head: Tensor) -> 
 
 def next_token_metrics(batch: NextTokenBatch, logits: Tensor, is_head: Tensor) -> dict[str, Tensor]:
     """P@1, HR@3, HR@5, the cross-entropy in nats, xent, of every word, and :func:`by_frequency`."""
-    top, labels = highest(logits, 5), Labels.single(batch.targets)
+    top, labels = highest(logits, 5), PointLabels.single(batch.targets)
     hits = hit_rates(top, batch.targets, 1, 3, 5)
     xent = label_nats(logits, labels)
     parts = by_frequency(top, xent, labels, is_head)
@@ -183,7 +183,7 @@ def user_metrics(batch: UserBatch, logits: Tensor, is_head: Tensor) -> dict[str,
     """
     known = (row_of(batch.known_offsets, len(batch.known_ids)), batch.known_ids)
     top = highest(logits.index_put(known, logits.new_tensor(-math.inf)), 20)
-    labels = Labels(batch.label_ids, batch.label_offsets)
+    labels = PointLabels(batch.label_ids, batch.label_offsets)
     nats = label_nats(logits, labels)
     return {
         "R@20": are_labels(top, labels.ids, labels.offsets).sum(1) / labels.offsets.diff(),
