@@ -76,7 +76,8 @@ def is_plain(arguments: dict[str, str], method: str) -> bool:
 
 def accuracy_over_time(runs: list[Run]) -> Any:
     """Test P@1 over processor seconds of training, a panel a problem: the best run of each method that has a curve."""
-    made, panels = figure(len(TIMED), width=6.0)
+    made, panels = figure(len(TIMED), width=6.0, height=4.8)
+    lines = {}
     for axes, problem in zip(panels, TIMED, strict=True):
         for method, colour in COLOURS.items():
             of_method = [
@@ -86,15 +87,14 @@ def accuracy_over_time(runs: list[Run]) -> Any:
             if not curves:
                 continue
             best = max(curves, key=lambda run: run["epochs"][-1]["P@1"])
-            name = "nn.Linear" if method == "dense" else f"SparseLSHLinear, {method}"
-            label = f"{name}, lr {best['arguments']['lr']}"
+            name = "nn.Linear" if method == "dense" else method
             seconds, values = zip(*accuracy_tables.followed(best, "P@1"), strict=True)
-            axes.plot(seconds, [100 * value for value in values], marker="o", color=colour, label=label)
+            (lines[name],) = axes.plot(seconds, [100 * value for value in values], marker="o", color=colour)
         axes.set_xscale("log")
         axes.set_xlabel("processor seconds of training (one thread)")
         axes.set_ylabel("test P@1, %")
         axes.set_title(PROBLEMS[problem].removesuffix(" outputs") + " outputs")
-        axes.legend()
+    made.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=3)
     return made
 
 
