@@ -49,7 +49,7 @@ def show_batches(layer: ts.SparseLSHLinear, run: accuracy.Run) -> None:
             hidden = run.model.hidden(batch)
         labels = getattr(batch, "label_ids", None)
         lists = (batch.targets, torch.arange(len(hidden) + 1)) if labels is None else (labels, batch.label_offsets)
-        layer.selector.meet(hidden, *lists)
+        layer.selector.observe_labels(hidden, *lists)
         if number % 32 == 0:
             layer.rehash()
 
@@ -61,7 +61,7 @@ def tell(selector: Selector, trained: Selector) -> None:
     selector.state["clock"][DRAWS] = trained.state["clock"][DRAWS]
     if "label_counts" in selector.state:
         selector.state["label_counts"].copy_(counts)
-    if selector.observes:
+    if selector.observes_shares:
         selector.state["shares"].copy_(trained.state["shares"])
 
 

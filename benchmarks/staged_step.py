@@ -129,7 +129,7 @@ class Trainer:
                 labels.offsets, candidates.label_positions, labels.weights, bias=biases,
             )  # fmt: skip
         with clock("shares of the candidates"):
-            selector.observe(*shares_of(logits.view(-1), row_offsets, terms, rows))
+            selector.observe_shares(*shares_of(logits.view(-1), row_offsets, terms, rows))
         factors = torch.ones(len(hidden)) / labels.denominator
         with clock("product, hidden gradient"):
             grad_hidden = torch.mm(logits, rows) * factors.unsqueeze(1)

@@ -122,7 +122,7 @@ def test_samples_say_how_queries_lie_to_their_buckets():
         selector.rehash(weight, None)
         for _ in range(60):
             centre = torch.randint(0, 16, (64,))
-            selector.meet(
+            selector.observe_labels(
                 2.5 * directions[centre] + 0.1 * torch.randn(64, 32), torch.zeros(64).long(), torch.arange(65)
             )
         assert float(selector.state["tilt"][1]) == pytest.approx(2.5, rel=0.1)
@@ -193,7 +193,7 @@ def test_draws_follow_the_batch():
     for name in (NAME, "uniform", "midx"):
         selector = selector_of(name, weight, None, num_active=128, hashes_per_table=7)
         for _ in range(30):
-            selector.meet(hidden, labels, one_each(labels))
+            selector.observe_labels(hidden, labels, one_each(labels))
         selector.rehash(weight, None)
         chosen = select(selector, weight, None, hidden, labels)
         held[name] = float((hidden @ weight.T).softmax(1)[:, chosen.ids].sum(1).mean())
@@ -253,7 +253,7 @@ def test_hidden_vectors_that_are_not_finite_draw_uniformly(bad):
         refined = selector_of(NAME, weight, bias, refine=refine)
         assert torch.isfinite(select(refined, weight, bias, hidden, some_labels()).log_weights).all()
     before = selector.state["tilt"].clone()
-    selector.meet(hidden, some_labels(), one_each(some_labels()))
+    selector.observe_labels(hidden, some_labels(), one_each(some_labels()))
     assert torch.equal(selector.state["tilt"], before)
 
 
@@ -269,7 +269,7 @@ def test_threads_change_nothing():
             selector = make_selector(width, rows, config_of(NAME, family="simhash", hashes_per_table=10, probes=1))
             selector.rehash(weight, bias)
             for _ in range(5):
-                selector.meet(hidden, labels, one_each(labels))
+                selector.observe_labels(hidden, labels, one_each(labels))
             selector.rehash(weight, bias)
             chosen = select(selector, weight, bias, hidden, labels)
             found.append((selector.state["tilt"].clone(), selector.chances(hidden), chosen.ids, chosen.log_weights))

@@ -67,7 +67,7 @@ def test_a_tail_row_counts_once_whatever_it_stands_for(selection, logq):
     head = head_of(selection=selection, logq=logq, num_hubs=1)
     hidden, labels = a_batch()
     seen = []
-    head.selector.observe = lambda rows, found: seen.append((rows, found))
+    head.selector.observe_shares = lambda rows, found: seen.append((rows, found))
     chosen = []
     select = head.selector.select
     head.selector.select = lambda *args: chosen.append(select(*args)) or chosen[0]

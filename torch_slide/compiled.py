@@ -116,8 +116,8 @@ def _candidate_loss(
         ids, group_offsets, log_weights, smoothing, label_offsets, label_positions, label_weights, shared, smooth
     )
     chooser = live_selector(selector)
-    if chooser.observes:
-        terms = replace(terms, observe=chooser.observe)
+    if chooser.observes_shares:
+        terms = replace(terms, observe=chooser.observe_shares)
     product = Product(compute_dtype=compute_dtype)
     loss, offsets, gathered, grad_logits = loss_forward(hidden, weight, bias, None, terms, product)
     rows = gathered if isinstance(gathered, Tensor) else hidden.new_empty((0, hidden.shape[1]))

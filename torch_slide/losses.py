@@ -75,7 +75,7 @@ def terms_of(
         labels.weights,
         class_weight if bce else None,
         of_candidates(pos_weight),
-        source.selector.observe if advance and source.selector.observes and not in_backward() else None,
+        source.selector.observe_shares if advance and source.selector.observes_shares and not in_backward() else None,
     )
 
 

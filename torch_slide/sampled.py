@@ -137,7 +137,7 @@ class Terms:
         label_positions: [number of labels], within the candidates of the sample.
         label_weights: [number of labels].
         class_weight, pos_weight: [total], for BCE.
-        observe: a selector's :meth:`Selector.observe`, if it is to be told of the step.
+        observe: a selector's :meth:`Selector.observe_shares`, if it is to be told of the step.
     """
 
     ids: Tensor

@@ -155,7 +155,7 @@ class Selector:
     def advance(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, label_offsets: Tensor
     ) -> None:
-        """One loss is being evaluated with gradients: rehash if it is time, meet the labels, move to the next draw.
+        """One loss is being evaluated with gradients: rehash if it is time, observe the labels, move to the next draw.
 
         Nothing happens when ``hidden`` is not finite, so that a step that will be skipped leaves no trace, nor when a
         checkpoint evaluates the loss again.
@@ -171,9 +171,9 @@ class Selector:
         if draws >= next_rehash and not (frozen and rehashes):
             self._rehash_if_drifted(weight, bias)
         clock[DRAWS] += 1
-        self.meet(hidden, labels, label_offsets)
+        self.observe_labels(hidden, labels, label_offsets)
 
-    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+    def observe_labels(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
         """These are the labels of these hidden vectors, in a step with gradients; arguments as in :meth:`select`."""
         self.count_labels(labels)
 
@@ -183,11 +183,11 @@ class Selector:
             counts[labels] = counts[labels] + 1  # once each, however often a label occurs
 
     @property
-    def observes(self) -> bool:
-        """Whether :meth:`observe` is to be told of every step: those who keep ``state["shares"]`` want it."""
+    def observes_shares(self) -> bool:
+        """Whether :meth:`observe_shares` is to be told of every step: those who keep ``state["shares"]`` want it."""
         return len(self.state.get("shares", ())) > 0
 
-    def observe(self, rows: Tensor, shares: Tensor) -> None:
+    def observe_shares(self, rows: Tensor, shares: Tensor) -> None:
         """A step with gradients has been computed.
 
         Args:
@@ -267,7 +267,7 @@ class Selector:
     def forget(self) -> None:
         """The weights were replaced: rehash before the next selection."""
         self.state["clock"][[REHASHES, NEXT_REHASH]] = 0
-        if self.observes:
+        if self.observes_shares:
             self.state["shares"].zero_()
 
     @property

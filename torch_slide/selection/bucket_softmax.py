@@ -198,9 +198,9 @@ class BucketSoftmaxSelector(LSHSelector):
         sizes.copy_(classes.bincount(minlength=len(sizes)))
 
     @torch.no_grad()
-    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+    def observe_labels(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
         """As the base class, and some samples say how they lie to the buckets they choose."""
-        super().meet(hidden, labels, label_offsets)
+        super().observe_labels(hidden, labels, label_offsets)
         some = hidden.detach()[:: max(1, len(hidden) // _WITNESSES)].float().contiguous()
         scores = ops.project(some, self.state["means"])
         chosen = torch.softmax(scores + self.state["log_masses"], 1)

@@ -59,9 +59,9 @@ class LearnedSelector(LSHSelector):
         state["pairs"] = torch.zeros(1, dtype=torch.int64)
         return state
 
-    def meet(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
+    def observe_labels(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
         """As the base class, and leaves pairs to learn from."""
-        super().meet(hidden, labels, label_offsets)
+        super().observe_labels(hidden, labels, label_offsets)
         self.remember(hidden, labels, label_offsets)
 
     @torch.no_grad()

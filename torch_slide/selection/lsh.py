@@ -134,7 +134,7 @@ class LSHSelector(Selector):
             if not self.tables.as_begun(weight, bias) or _has_peers():  # learned elsewhere, or in part
                 admit_(self.state["norms"])
         self.tables.measure(weight, bias, changed)
-        if self.observes:
+        if self.observes_shares:
             self._choose_hubs()
         due = self.config.rehash.redraws(rehashes) and len(self.tables.members) > 0
         if due or self.tables.outgrown():
