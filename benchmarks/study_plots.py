@@ -11,7 +11,7 @@ from study_tables import Final, Key
 COLOURS = {"bucket_softmax": "tab:red", "kmeans": "tab:blue", "uniform": "tab:green"}
 SIZES = {
     "num_active": ("None", "512", "2048", "4096", "8192"),
-    "batch_size": ("512", "64", "128", "256", "1024", "2048"),
+    "batch_size": ("512", *map(str, study_tables.study.BATCHES)),
 }
 LABELS = {"num_active": "candidates beyond the labels, for a batch of 512", "batch_size": "batch size"}
 DEFAULT_ACTIVE = 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 import sys
@@ -185,7 +186,7 @@ def against_uniform(found: Final) -> str:
     sizes = {
         "batch 512, 1,024 candidates": {},
         **{f"batch 512, {n:,} candidates": {"num_active": str(n)} for n in (512, 2048, 8192)},
-        **{f"batch {b:,}, 1,024 candidates": {"batch_size": str(b)} for b in (64, 128, 256, 1024, 2048)},
+        **{f"batch {b:,}, 1,024 candidates": {"batch_size": str(b)} for b in study.BATCHES},
         f"batch {study.FEW_SAMPLES}, 1,024 candidates": {"batch_size": str(study.FEW_SAMPLES)},
         "512 candidates of each sample's own": {"num_active": "512", "selection": "sample"},
     }
@@ -230,7 +231,7 @@ def by_frequency(found: Final) -> str:
         cells = []
         for problem, k in PARTS.items():
             names = (f"R@{k}/head", f"R@{k}/tail", "xent/head", "xent/tail")
-            got = [of(found, Key(problem, method, momentum=method == "dense"), name) for name in names]
+            got = [of(found, Key(problem, method), name) for name in names]
             if any(one is None for one in got):
                 cells.append(MISSING)
                 continue
@@ -238,6 +239,23 @@ def by_frequency(found: Final) -> str:
             cells.append(f"{100 * head:.1f} / {100 * tail:.1f}, {xent_head:.2f} / {xent_tail:.2f}")
         rows[method] = cells
     return table("frequent labels and the others", rows, columns)
+
+
+def batches(found: Final) -> str:
+    """The first metric and the cross-entropy over the batch, with the default and where dense accuracy is asked for."""
+    variants = {
+        "uniform": Key("", study.CONTROL),
+        "bucket_softmax": Key("", study.DEFAULT),
+        f"bucket_softmax, 4,096 candidates, refine={study.REFINE}": Key(
+            "", study.DEFAULT, "4096", refine=str(study.REFINE)
+        ),
+    }
+    sizes, rows = sorted((512, *study.BATCHES)), {}
+    for problem, (name, key) in itertools.product(study.SETTINGS, variants.items()):
+        keys = [key._replace(problem=problem, batch_size=str(size)) for size in sizes]
+        if any(key in found for key in keys if key.batch_size != "512"):
+            rows[f"{problem}, {METRICS[problem][0]}, xent: {name}"] = [cell(found, key) for key in keys]
+    return table("batch", rows, {str(size): f"{size:,}" for size in sizes})
 
 
 def schedules(found: Final) -> str:
@@ -283,6 +301,6 @@ def classics(found: Final, one_vs_all: list[Run]) -> str:
 def tables(runs: list[Run], one_vs_all: list[Run]) -> dict[str, str]:
     """Name -> table, for accuracy/README.md, from runs of accuracy.py and of one_vs_all.py."""
     found = finals(runs)
-    makers = (selectors, few_samples, samples, against_uniform, against_dense, by_frequency, schedules)
+    makers = (selectors, few_samples, samples, against_uniform, against_dense, batches, by_frequency, schedules)
     of_runs = {maker.__name__.replace("_", " "): maker(found) for maker in makers}
     return {**of_runs, "classics": classics(found, one_vs_all)}

@@ -63,6 +63,8 @@ SAMPLED = ("citeulike-tags", "web-links")
 IN_EQUAL_TIME = {"citeulike-tags": 2048, "web-links": 4096}
 # As many uniform candidates of a batch of 512 as take the time of 1,024 drawn by their buckets, and where it matters.
 AS_LONG, COMPARED_IN_TIME = 1536, ("diginetica", "web-links", "wiki-text")
+# Beside 512; and where the smaller ones have too few labels for candidates to be as good.
+BATCHES, REFINED_BY_BATCH = (64, 128, 256, 1024, 2048), ("web-links",)
 SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift")
 PROBLEMS = (*SETTINGS, *CLASSICS)
 
@@ -133,8 +135,10 @@ def budgets() -> Iterator[Case]:
 
 def batches() -> Iterator[Case]:
     """Batches from 64 to 2,048."""
-    for batch_size, problem, method in itertools.product((64, 128, 256, 1024, 2048), SETTINGS, CONTROLLED):
+    for batch_size, problem, method in itertools.product(BATCHES, SETTINGS, CONTROLLED):
         yield case(problem, method, batch_size=batch_size)
+    for batch_size, problem in itertools.product(BATCHES, REFINED_BY_BATCH):
+        yield case(problem, DEFAULT, batch_size=batch_size, num_active=4096, refine=REFINE)
 
 
 def dense() -> Iterator[Case]:
