@@ -8,7 +8,12 @@ import study_tables
 from accuracy_tables import METRICS, Run
 from study_tables import Final, Key
 
-COLOURS = {"bucket_softmax": "tab:red", "kmeans": "tab:blue", "uniform": "tab:green"}
+COLOURS = {
+    "bucket_softmax": "tab:red",
+    study_tables.REFINED: "tab:purple",
+    "kmeans": "tab:blue",
+    "uniform": "tab:green",
+}
 SIZES = {
     "num_active": ("None", "512", "2048", "4096", "8192"),
     "batch_size": ("512", *map(str, study_tables.study.BATCHES)),
@@ -19,9 +24,13 @@ DEFAULT_ACTIVE = 1024
 LEAST_SPAN = {"percent": 2.0, "nats": 0.2}
 
 
+def key_of(problem: str, line: str) -> Key:
+    return study_tables.VARIANTS.get(line, Key("", line))._replace(problem=problem)
+
+
 def alike(found: Final, problem: str, size: str) -> Final:
-    """The runs of the seeds that every size of all methods has, so that a curve shows sizes, not seeds."""
-    keys = [Key(problem, method)._replace(**{size: value}) for method in COLOURS for value in SIZES[size]]
+    """The runs of the seeds that every size of all lines has, so that a curve shows sizes, not seeds."""
+    keys = [key_of(problem, line)._replace(**{size: value}) for line in COLOURS for value in SIZES[size]]
     measured = {key: found[key] for key in keys if key in found}
     seeds = set.intersection(*({run["seed"] for run in runs} for runs in measured.values())) if measured else set()
     return {key: [run for run in runs if run["seed"] in seeds] for key, runs in measured.items()}
@@ -39,12 +48,12 @@ def points(found: Final, key: Key, size: str, metric: str, scale: float) -> list
 
 
 def draw(axes: Any, found: Final, problem: str, size: str, metric: str, scale: float) -> None:
-    """All methods, from the same seeds, and the better dense layer as a line."""
+    """All lines, from the same seeds, and the better dense layer as a horizontal one."""
     same = alike(found, problem, size)
-    for method, colour in COLOURS.items():
-        if got := points(same, Key(problem, method), size, metric, scale):
+    for line, colour in COLOURS.items():
+        if got := points(same, key_of(problem, line), size, metric, scale):
             x, y, errors = zip(*got, strict=True)
-            axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=method)
+            axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=line)
     dense = [study_tables.of(found, Key(problem, "dense", momentum=momentum), metric) for momentum in (True, False)]
     if values := [scale * got.mean for got in dense if got is not None]:
         best = min(values) if metric == "xent" else max(values)
@@ -67,7 +76,7 @@ def over(found: Final, size: str) -> Any:
     problems = [
         problem
         for problem in study_tables.study.SETTINGS
-        if any(len(points(found, Key(problem, method), size, METRICS[problem][0], 1.0)) > 1 for method in COLOURS)
+        if any(len(points(found, key_of(problem, line), size, METRICS[problem][0], 1.0)) > 1 for line in COLOURS)
     ]
     if not problems:
         return None
@@ -81,7 +90,8 @@ def over(found: Final, size: str) -> Any:
         grid[0, column].set(title=problem, ylabel=f"test {metric}, %")
         grid[1, column].set(ylabel="test cross-entropy, nats")
     made.supxlabel(LABELS[size])
-    made.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS) + 1)
+    lines = {name: line for axes in grid[0] for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    made.legend(lines.values(), lines.keys(), loc="outside upper center", ncols=max(2, len(problems)))
     return made
 
 

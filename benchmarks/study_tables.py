@@ -58,6 +58,14 @@ class Estimate(NamedTuple):
 
 Final = dict[Key, list[dict[str, Any]]]
 
+# The control, the default, and what costs more where dense accuracy is asked for.
+REFINED = f"bucket_softmax, 4,096 candidates, refine={study.REFINE}"
+VARIANTS = {
+    "uniform": Key("", study.CONTROL),
+    "bucket_softmax": Key("", study.DEFAULT),
+    REFINED: Key("", study.DEFAULT, "4096", refine=str(study.REFINE)),
+}
+
 
 def finals(runs: list[Run]) -> Final:
     """The last measurements of the complete runs at the study's own settings, by what they are about."""
@@ -243,15 +251,8 @@ def by_frequency(found: Final) -> str:
 
 def batches(found: Final) -> str:
     """The first metric and the cross-entropy over the batch, with the default and where dense accuracy is asked for."""
-    variants = {
-        "uniform": Key("", study.CONTROL),
-        "bucket_softmax": Key("", study.DEFAULT),
-        f"bucket_softmax, 4,096 candidates, refine={study.REFINE}": Key(
-            "", study.DEFAULT, "4096", refine=str(study.REFINE)
-        ),
-    }
     sizes, rows = sorted((512, *study.BATCHES)), {}
-    for problem, (name, key) in itertools.product(study.SETTINGS, variants.items()):
+    for problem, (name, key) in itertools.product(study.SETTINGS, VARIANTS.items()):
         keys = [key._replace(problem=problem, batch_size=str(size)) for size in sizes]
         if any(key in found for key in keys if key.batch_size != "512"):
             rows[f"{problem}, {METRICS[problem][0]}, xent: {name}"] = [cell(found, key) for key in keys]
