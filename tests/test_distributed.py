@@ -164,3 +164,4 @@ def test_two_processes(task, tmp_path):
     while not reports.empty():
         received.append(reports.get())
     assert received == [PASSED] * RANKS, f"{len(received)} of {RANKS} processes reported:\n" + "\n".join(received)
+    assert all(process.exitcode == 0 for process in processes)
