@@ -47,23 +47,15 @@ def table(title: str, rows: dict[str, list[str]], columns: dict[str, str]) -> st
     return "\n".join(lines + [f"| {name} | " + " | ".join(cells) + " |" for name, cells in rows.items()])
 
 
-def of_default_size(runs: list[Run]) -> list[Run]:
-    """Those of the batch and the budget that the README speaks of, without a schedule."""
+def of_readme(runs: list[Run]) -> list[Run]:
+    """Those of the batch that the README speaks of, by default or as it recommends for dense accuracy."""
 
-    def is_default(arguments: dict[str, str]) -> bool:
-        size = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-        return size == ("None", "512", "batch") and not {"schedule", "refine"} & arguments.keys()
+    def is_shown(arguments: dict[str, str]) -> bool:
+        shared = (arguments["batch_size"], arguments.get("selection", "batch")) == ("512", "batch")
+        budget = (arguments["num_active"], arguments.get("refine"))
+        return shared and budget in (("None", None), ("4096", "8")) and "schedule" not in arguments
 
-    return [run for run in runs if is_default(run["arguments"])]
-
-
-def for_dense_accuracy(runs: list[Run]) -> list[Run]:
-    """Those of the batch that the README speaks of, with what it recommends where dense accuracy is asked for."""
-
-    def is_recommended(arguments: dict[str, str]) -> bool:
-        return (arguments["batch_size"], arguments["num_active"], arguments.get("refine")) == ("512", "4096", "8")
-
-    return [run for run in runs if is_recommended(run["arguments"])]
+    return [run for run in runs if is_shown(run["arguments"])]
 
 
 def whole_epochs(run: Run) -> list[dict[str, Any]]:

@@ -107,9 +107,7 @@ def main() -> None:
     study = load(arguments.results.parent / "accuracy" / "results", "*.json")
     pictures = {
         "step_time.png": step_time(load(arguments.results, "step-*.json"), load(arguments.results, "scaling*.json")),
-        "accuracy_over_time.png": accuracy_over_time(
-            accuracy_tables.of_default_size(study) + accuracy_tables.for_dense_accuracy(study)
-        ),
+        "accuracy_over_time.png": accuracy_over_time(accuracy_tables.of_readme(study)),
         **study_plots.pictures(study),
     }
     for name, picture in pictures.items():

@@ -224,8 +224,7 @@ def replace_all(text: str, tables: dict[str, str]) -> str:
 
 def rewritten(text: str, results: Path) -> str:
     """README.md with its tables."""
-    study = load(results.parent / "accuracy" / "results", "*.json")
-    shown = accuracy_tables.of_default_size(study) + accuracy_tables.for_dense_accuracy(study)
+    shown = accuracy_tables.of_readme(load(results.parent / "accuracy" / "results", "*.json"))
     tables = {
         "speed": speed(load(results, "step-*.json")),
         "per sample": per_sample(load(results, "per-sample*.json")),
