@@ -33,7 +33,7 @@ def scaling(runs: list[Run]) -> str:
     for run in runs:
         arguments = run["arguments"]
         active = arguments["num_active"]
-        title = f"{arguments['family']}, {'LSHConfig.auto' if active == 'None' else f'num_active {int(active):,}'}"
+        title = f"{arguments['method']}, {'LSHConfig.auto' if active == 'None' else f'num_active {int(active):,}'}"
         lines = [
             f"| {title}: outputs | threads | ms a step | finding candidates | tables / weights "
             "| peak / (weights + moments) | peak, GB | dense top-1 found | top-10 found |",

@@ -54,11 +54,11 @@ def step_time(steps: list[Run], scalings: list[Run]) -> Any:
         if len({row["outputs"] for row in rows}) < 2:
             continue
         active = run["arguments"]["num_active"]
-        label = f"SparseLSHLinear, {run['arguments']['family']}, " + (
+        label = f"SparseLSHLinear, {run['arguments']['method']}, " + (
             "auto" if active == "None" else f"{int(active):,} candidates"
         )
         x, y = [row["outputs"] for row in rows], [row["step"]["mean"] * 1e3 for row in rows]
-        colour = COLOURS[run["arguments"]["family"]]
+        colour = COLOURS[run["arguments"]["method"]]
         axes.plot(x, y, marker="o", color=colour, label=label, linestyle="-" if active == "None" else "--")
     axes.set_xscale("log")
     axes.set_yscale("log")

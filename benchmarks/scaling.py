@@ -17,28 +17,28 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import common
 import torch
 from competitors import COMPETITORS, Setting, available_bytes
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from training_step import SHARE_OF_MEMORY, endless, needs, training_step
 
 import torch_slide as ts
 
 DENSE = "linear_cross_entropy, chunks of 256"
-# What finds the candidates, beside the rehashes: the ops that a profile shows.
-FINDING = ("torch_slide::simhash", "torch_slide::nearest_centroids", "torch_slide::winner_take_all",
-           "torch_slide::minhash", "torch_slide::select")  # fmt: skip
+METHODS = ("bucket_softmax", "kmeans", "simhash", "uniform")
 RECALL_AT = (1, 10)
 QUERIES = 256
 
 
 def lsh_config(arguments: argparse.Namespace, outputs: int) -> ts.LSHConfig:
-    config = common.lsh_config(arguments.family, arguments.hidden, outputs, arguments.seed)
+    config = common.lsh_config(arguments.method, arguments.hidden, outputs, arguments.seed)
     given = {
         name: getattr(arguments, name) for name in ("num_active", "num_tables", "probes") if getattr(arguments, name)
     }
@@ -52,6 +52,22 @@ def resident_bytes() -> int:
 
 def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@contextmanager
+def timed_choices(layer: ts.SparseLSHLinear) -> Iterator[list[float]]:
+    """Seconds that each choice of candidates takes, rehashes among them, while the block runs."""
+    seconds: list[float] = []
+    choose = layer.selector.choose
+
+    def timed(*arguments: Any) -> Any:
+        started = time.perf_counter()
+        chosen = choose(*arguments)
+        seconds.append(time.perf_counter() - started)
+        return chosen
+
+    with mock.patch.object(layer.selector, "choose", timed):
+        yield seconds
 
 
 def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
@@ -75,11 +91,11 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
     for _ in range(arguments.warm_steps):
         step()
     timers = layer.selector.state["timers"]
-    rehashing, rounds = float(timers[0]), []
-    for _ in range(arguments.rounds):
-        rounds.append(common.seconds_per_step(step, arguments.steps))
-    rehash = (float(timers[0]) - rehashing) / (arguments.rounds * arguments.steps)
-    finding = profiled(step, FINDING)
+    rehashing = float(timers[0])
+    with timed_choices(layer) as choices:
+        rounds = [common.seconds_per_step(step, arguments.steps) for _ in range(arguments.rounds)]
+    steps = arguments.rounds * arguments.steps
+    rehash, finding = (float(timers[0]) - rehashing) / steps, sum(choices) / steps
     peak = peak_bytes() - before
     with torch.no_grad():
         hidden = model.hidden(next(batches))[:QUERIES]
@@ -93,7 +109,7 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
         "step": {**common.spread(rounds), "mean": mean},
         "rehash_per_step": rehash,
         "finding_per_step": finding,
-        "finding_share": (rehash + finding) / mean,
+        "finding_share": finding / mean,
         "table_bytes_per_weight_byte": config.table_bytes(outputs) / (layer.weight.nbytes + layer.bias.nbytes),
         "peak_bytes": peak,
         "peak_per_weights_and_moments": peak / kept,
@@ -102,14 +118,6 @@ def worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
         "config": config.explain(arguments.hidden, outputs),
         "dense": None,
     }
-
-
-def profiled(step: Any, names: tuple[str, ...], steps: int = 20) -> float:
-    """Seconds a step in the named ops."""
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in range(steps):
-            step()
-    return sum(event.cpu_time_total for event in found.key_averages() if event.key in names) / steps / 1e6
 
 
 def dense_worker(arguments: argparse.Namespace, outputs: int) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def options() -> argparse.ArgumentParser:
     parser = common.parser(__doc__.splitlines()[0])
     parser.add_argument("--outputs", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--thread-counts", type=int, nargs="+", help="default: --threads")
-    parser.add_argument("--family", choices=["kmeans", "simhash", "uniform"], default="kmeans")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="tables that vote: kmeans, simhash")
     parser.add_argument("--num-active", type=int, help="default: what LSHConfig.auto says")
     parser.add_argument("--num-tables", type=int, help="default: what LSHConfig.auto says")
     parser.add_argument("--probes", type=int, help="default: what LSHConfig.auto says")

@@ -44,7 +44,7 @@ def test_every_line_is_measured(tmp_path):
 
 
 def test_threads_and_the_control(tmp_path):
-    options = ["--outputs", "2000", "--thread-counts", "1", "2", "--dense-steps", "0", "--family", "uniform"]
+    options = ["--outputs", "2000", "--thread-counts", "1", "2", "--dense-steps", "0", "--method", "uniform"]
     rows = run(tmp_path, *options)["scaling"]
     assert [row["threads"] for row in rows] == [1, 2]
     assert all(row["dense"] is None and row["table_bytes_per_weight_byte"] == 0 for row in rows)
