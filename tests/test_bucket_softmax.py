@@ -1,4 +1,4 @@
-"""Rows drawn in proportion to the softmax that their bucket promises: the proposal, the draws, what they cover."""
+"""Rows drawn in proportion to the softmax that their bucket holds: the proposal, the draws, what they cover."""
 
 import math
 
@@ -10,7 +10,7 @@ from selector_cases import BATCH, IN, OUT, config_of, layer_tensors, one_each, s
 
 import torch_slide as ts
 from torch_slide.selection import make_selector
-from torch_slide.selection.bucket_softmax import _BELIEVED, _LEVELS, _STEP
+from torch_slide.selection.bucket_softmax import _LEVELS, _SHRINKAGE, _STEP
 from torch_slide.selection.proposals import proportional, systematic
 
 NAME = "bucket_softmax"
@@ -63,23 +63,25 @@ def test_systematic_draws_are_made_with_their_probabilities(classes, wanted, see
 
 
 def proposal_of_rows(selector, weight, bias, hidden):
-    """By the definition, without classes: the softmax over buckets, shared out by the promises of their rows."""
+    """By the definition, without classes: the softmax over buckets, shared out by the excess logits of their rows."""
     codes = selector.state["codes"][0].long()
     bias = torch.zeros(len(weight)) if bias is None else bias
-    tilt = _BELIEVED * float(selector.state["tilt"][0])
+    query_scale = _SHRINKAGE * float(selector.state["query_scale"][0])
     scores = torch.zeros(len(hidden), selector.config.num_buckets + 1, dtype=torch.float64) - torch.inf
-    promises = torch.zeros(len(weight), dtype=torch.float64)
+    excess = torch.zeros(len(weight), dtype=torch.float64)
     codes = codes.where(codes >= 0, selector.config.num_buckets)  # rows in no table: one bucket more
     for bucket in codes.unique():
         mine = codes == bucket
         mean = weight[mine].double().mean(0)
-        promises[mine] = bias[mine].double() + tilt / 2 * (weight[mine].double().square().sum(1) - mean.square().sum())
-        scores[:, bucket] = hidden.double() @ mean + promises[mine].logsumexp(0)
+        excess[mine] = bias[mine].double() + query_scale / 2 * (
+            weight[mine].double().square().sum(1) - mean.square().sum()
+        )
+        scores[:, bucket] = hidden.double() @ mean + excess[mine].logsumexp(0)
     shares = scores.softmax(1).mean(0)
     expected = torch.zeros(len(weight), dtype=torch.float64)
     for bucket in codes.unique():
         mine = codes == bucket
-        expected[mine] = shares[bucket] * promises[mine].softmax(0)
+        expected[mine] = shares[bucket] * excess[mine].softmax(0)
     return (1 - selector.uniform_share) * expected + selector.uniform_share / len(weight)
 
 
@@ -89,22 +91,22 @@ def proposal_of_rows(selector, weight, bias, hidden):
     width=st.sampled_from([1, 2, 7, 16]),
     batch=st.sampled_from([1, 3, 33]),
     scale=st.sampled_from([0.0, 0.1, 1.0, 30.0]),
-    tilt=st.sampled_from([0.0, 0.5, 4.0]),
+    query_scale=st.sampled_from([0.0, 0.5, 4.0]),
     with_bias=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_the_proposal_is_that_of_buckets_and_promises(rows, width, batch, scale, tilt, with_bias, seed):
+def test_the_proposal_is_that_of_buckets_and_excess_logits(rows, width, batch, scale, query_scale, with_bias, seed):
     weight, bias, _ = layer_tensors(rows, width, seed)
     bias = bias if with_bias else None
     selector = make_selector(width, rows, config_of(NAME))
-    selector.state["tilt"].fill_(tilt)
+    selector.state["query_scale"].fill_(query_scale)
     selector.rehash(weight, bias)
     hidden = scale * torch.randn(batch, width, generator=torch.Generator().manual_seed(seed))
     chances = selector.chances(hidden)
     found = chances[selector.state["classes"].long()].double()
     assert float(found.sum()) == pytest.approx(1, rel=1e-4)
     expected = proposal_of_rows(selector, weight, bias, hidden)
-    # A class holds rows whose promises differ by a step at most; those of the last level may by more.
+    # A class holds rows whose excess logits differ by a step at most; those of the last level may by more.
     told_apart = selector.state["classes"] % _LEVELS < _LEVELS - 1
     ratio = (found / expected)[told_apart]
     assert (ratio.log().abs() < _STEP + 1e-3).all()
@@ -112,23 +114,25 @@ def test_the_proposal_is_that_of_buckets_and_promises(rows, width, batch, scale,
 
 
 def test_samples_say_how_queries_lie_to_their_buckets():
-    """Queries at 2.5 times the mean of a bucket, and some noise: so much is the tilt, whatever it was before."""
+    """Queries at 2.5 times the mean of a bucket, and some noise: so much is the query scale, whatever it was before."""
     torch.manual_seed(0)
     directions = 3 * torch.nn.functional.normalize(torch.randn(16, 32))
     weight = directions.repeat_interleave(50, dim=0) + 0.1 * torch.randn(800, 32)
     selector = make_selector(32, 800, config_of(NAME, family="kmeans", hashes_per_table=4))
     for before in (0.0, 7.0):
-        selector.state["tilt"].fill_(before)
+        selector.state["query_scale"].fill_(before)
         selector.rehash(weight, None)
         for _ in range(60):
             centre = torch.randint(0, 16, (64,))
             selector.observe_labels(
                 2.5 * directions[centre] + 0.1 * torch.randn(64, 32), torch.zeros(64).long(), torch.arange(65)
             )
-        assert float(selector.state["tilt"][1]) == pytest.approx(2.5, rel=0.1)
-    at_first = float(selector.state["tilt"][0])
+        assert float(selector.state["query_scale"][1]) == pytest.approx(2.5, rel=0.1)
+    at_first = float(selector.state["query_scale"][0])
     selector.rehash(weight, None)
-    assert float(selector.state["tilt"][0]) == pytest.approx((at_first + float(selector.state["tilt"][1])) / 2)
+    assert float(selector.state["query_scale"][0]) == pytest.approx(
+        (at_first + float(selector.state["query_scale"][1])) / 2
+    )
 
 
 @pytest.mark.parametrize("refine", [1, 3])
@@ -252,9 +256,9 @@ def test_hidden_vectors_that_are_not_finite_draw_uniformly(bad):
     for refine in (1, 2):
         refined = selector_of(NAME, weight, bias, refine=refine)
         assert torch.isfinite(select(refined, weight, bias, hidden, some_labels()).log_weights).all()
-    before = selector.state["tilt"].clone()
+    before = selector.state["query_scale"].clone()
     selector.observe_labels(hidden, some_labels(), one_each(some_labels()))
-    assert torch.equal(selector.state["tilt"], before)
+    assert torch.equal(selector.state["query_scale"], before)
 
 
 def test_threads_change_nothing():
@@ -272,7 +276,9 @@ def test_threads_change_nothing():
                 selector.observe_labels(hidden, labels, one_each(labels))
             selector.rehash(weight, bias)
             chosen = select(selector, weight, bias, hidden, labels)
-            found.append((selector.state["tilt"].clone(), selector.chances(hidden), chosen.ids, chosen.log_weights))
+            found.append(
+                (selector.state["query_scale"].clone(), selector.chances(hidden), chosen.ids, chosen.log_weights)
+            )
     finally:
         torch.set_num_threads(before)
     for others in found[1:]:
@@ -282,9 +288,9 @@ def test_threads_change_nothing():
 def test_other_weights_forget_how_queries_lay():
     head = ts.SparseLSHLinear(IN, OUT, lsh=config_of(NAME))
     head.loss(torch.randn(BATCH, IN), some_labels()).backward()
-    tilt = head.selector.state["tilt"].fill_(3.0)
+    query_scale = head.selector.state["query_scale"].fill_(3.0)
     head.load_state_dict({"weight": torch.randn(OUT, IN), "bias": torch.zeros(OUT)}, strict=False)
-    assert torch.equal(tilt, torch.zeros(2))
+    assert torch.equal(query_scale, torch.zeros(2))
 
 
 @pytest.mark.parametrize("refine", [1, 3])

@@ -27,22 +27,22 @@ from torch_slide.selection.proposals import (
 from torch_slide.selection.registry import register_selector
 from torch_slide.targets import row_of
 
-# Rows of a bucket are told apart by what they promise, in steps of a factor of the square root of 2, down to 1/181 of
-# its best; those beyond share the last level.
+# Rows of a bucket are told apart by the expected exponential of their logits, in levels of a factor of the square root
+# of 2, down to 1/181 of the best; those beyond share the last level.
 _LEVELS, _STEP = 16, math.log(2) / 2
 # A step scores every bucket.
 _MAX_SCORED_BITS = 10
-# Samples of a step that say how queries lie to the buckets they choose, the share of what they say in the running mean,
-# and how much of that mean is believed: too much sends all draws to the longest rows, too little loses next to nothing.
-_WITNESSES, _NEWS, _BELIEVED = 64, 1 / 8, 0.75
+# The query scale: samples of a step that measure it, their share in its running mean, and how much of that mean is
+# used: too much sends all draws to the longest rows, too little loses next to nothing.
+_SCALE_SAMPLES, _SCALE_RATE, _SHRINKAGE = 64, 1 / 8, 0.75
 # Exact scores of refine: of so many samples at a time, which the cache holds. Any positive scores leave the estimates
 # unbiased and rounding them costs variance alone, so bfloat16 will do where the processor multiplies it.
 _SCORED_AT_ONCE = 64
 _SCORED_IN = torch.bfloat16 if "bf16" in ops.isa() else torch.float32
 # Rows whose vectors are copied at a time.
 _CHUNK = 1 << 16
-# Of the rows in no bucket, those that speak for all of them.
-_SPOKESMEN = 1 << 12
+# Rows in no bucket that are looked at to know about all of them.
+_SAMPLED_OTHERS = 1 << 12
 
 
 @register_selector("bucket_softmax")
@@ -52,9 +52,9 @@ class BucketSoftmaxSelector(LSHSelector):
     The table cuts the rows into buckets of neighbours. A sample's softmax over the buckets, from the mean row of each,
     costs a matrix product with as many columns as there are buckets; its mean over the batch is how much each bucket
     matters now. Within a bucket rows differ by what can be told without the query: a query that chooses the bucket of
-    mean c lies, as far as such queries are alike, at ``tilt * c``, where the logit of a row w is larger by
-    ``tilt * c (w - c)``, and by the spread of the queries around it ``tilt / 2 * |w - c|**2`` more: together
-    ``tilt / 2 * (|w|**2 - |c|**2)``. The steps measure ``tilt``.
+    mean c lies, as far as such queries are alike, at ``s * c`` with the query scale s, where the logit of a row w is
+    larger by ``s * c (w - c)``, and by the spread of the queries around it ``s / 2 * |w - c|**2`` more: together
+    ``s / 2 * (|w|**2 - |c|**2)``, the row's excess. The steps measure s.
 
     Of the chances so found rows are drawn without replacement, ``num_active`` in expectation, each with a probability
     in proportion to its chance, or 1 (systematic sampling: Madow, Annals of Mathematical Statistics 1949), and weighted
@@ -79,7 +79,7 @@ class BucketSoftmaxSelector(LSHSelector):
     keeps_buckets = False
     auto_uniform_fraction = LEAST_UNIFORM
     derived = (*LSHSelector.derived, "by_class", "sizes")
-    written = (*LSHSelector.written, "tilt")
+    written = (*LSHSelector.written, "query_scale")
 
     def __init__(self, in_features: int, out_features: int, config: LSHConfig) -> None:
         if config.num_tables != 1:
@@ -109,7 +109,7 @@ class BucketSoftmaxSelector(LSHSelector):
         weighted = " (weighted)" if config.correction else ""
         refined = f", of {config.refine} times as many drawn anew by exact scores" if config.refine > 1 else ""
         return (
-            f"  drawn in proportion to the softmax that their bucket promises{weighted}, "
+            f"  drawn in proportion to the softmax that their bucket holds{weighted}, "
             f"{uniform_share(config):.0%} of the draws from all rows alike{refined}"
         )
 
@@ -126,11 +126,11 @@ class BucketSoftmaxSelector(LSHSelector):
             # The last bucket, of one class, is of the rows in no table.
             means=torch.zeros((self.in_features, buckets + 1)),  # a column each
             log_masses=torch.full((buckets + 1,), -torch.inf),
-            within=torch.zeros(num_classes + 1),  # of the mass of its bucket, what each row of a class holds
+            row_shares=torch.zeros(num_classes + 1),  # of the mass of its bucket, what each row of a class holds
             classes=torch.full((rows,), num_classes, dtype=torch.int32),
             by_class=torch.zeros(rows, dtype=torch.int32),
             sizes=torch.zeros(num_classes + 1, dtype=torch.int64),
-            tilt=torch.zeros(2),  # in use, and the running mean of what steps found
+            query_scale=torch.zeros(2),  # in use, and the running mean of what steps found
         )
         return state
 
@@ -143,23 +143,23 @@ class BucketSoftmaxSelector(LSHSelector):
         """Mean and mass of every bucket, and the class of every row, for the codes and the weights as they are."""
         state, buckets = self.state, self.config.num_buckets
         # Half of the way: what steps find depends on what is in use, and would swing between extremes.
-        state["tilt"][0] = state["tilt"].mean()
+        state["query_scale"][0] = state["query_scale"].mean()
         members = self.tables.members
         codes = state["codes"][0, members]
         cells = codes.long()
         means = _mean_rows(weight, members, codes, buckets)
-        promises = self._promises(bias, members, means.square().sum(1)[cells])
+        excess = self._excess_logits(bias, members, means.square().sum(1)[cells])
 
-        best = torch.full((buckets,), -torch.inf).scatter_reduce_(0, cells, promises, "amax")
-        levels = ((best[cells] - promises) / _STEP).clamp_(max=_LEVELS - 1).int()
+        best = torch.full((buckets,), -torch.inf).scatter_reduce_(0, cells, excess, "amax")
+        levels = ((best[cells] - excess) / _STEP).clamp_(max=_LEVELS - 1).int()
         classes = codes * _LEVELS + levels
-        relative = torch.exp(promises - best[cells])
+        relative = torch.exp(excess - best[cells])
         masses = torch.zeros(buckets).index_add_(0, cells, relative)
         sizes = classes.bincount(minlength=buckets * _LEVELS).clamp_(min=1)
         of_classes = torch.zeros(buckets * _LEVELS).index_add_(0, classes, relative)
         state["means"][:, :-1] = means.T
         state["log_masses"][:-1] = masses.log() + best.clamp(min=torch.finfo(torch.float32).min)
-        state["within"][:-1] = of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1)
+        state["row_shares"][:-1] = of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1)
         state["classes"].fill_(buckets * _LEVELS)
         state["classes"][members] = classes
         self._sort()
@@ -173,20 +173,20 @@ class BucketSoftmaxSelector(LSHSelector):
             state["log_masses"][-1] = -torch.inf
             return
         some = others.long()
-        if len(others) > _SPOKESMEN:
-            numbers = uniform_numbers(self.config.seed, state["clock"][DRAWS], _SPOKESMEN, of=SAMPLE)
+        if len(others) > _SAMPLED_OTHERS:
+            numbers = uniform_numbers(self.config.seed, state["clock"][DRAWS], _SAMPLED_OTHERS, of=SAMPLE)
             some = some[(numbers * len(others)).long()]
         mean = _mean_rows(weight, some, torch.zeros(len(some), dtype=torch.int32), 1)[0]
-        promises = self._promises(bias, some, mean.square().sum())
+        excess = self._excess_logits(bias, some, mean.square().sum())
         state["means"][:, -1] = mean
-        state["log_masses"][-1] = promises.logsumexp(0) + math.log(len(others) / len(some))
-        state["within"][-1] = 1 / len(others)
+        state["log_masses"][-1] = excess.logsumexp(0) + math.log(len(others) / len(some))
+        state["row_shares"][-1] = 1 / len(others)
 
-    def _promises(self, bias: Tensor | None, rows: Tensor, squares_of_means: Tensor) -> Tensor:
-        """What rows (int64 [n]) bring beyond the mean of their bucket, by what is known without a query: [n]."""
+    def _excess_logits(self, bias: Tensor | None, rows: Tensor, squares_of_means: Tensor) -> Tensor:
+        """By how much the logits of rows (int64 [n]) are expected to exceed that of the mean of their bucket: [n]."""
         shift = torch.zeros(()) if bias is None else bias[rows].float()
         squares = self.state["norms"][rows].square() - shift.square()
-        return shift + _BELIEVED * float(self.state["tilt"][0]) / 2 * (squares - squares_of_means)
+        return shift + _SHRINKAGE * float(self.state["query_scale"][0]) / 2 * (squares - squares_of_means)
 
     def _sort(self) -> None:
         classes, sizes = self.state["classes"], self.state["sizes"]
@@ -199,9 +199,9 @@ class BucketSoftmaxSelector(LSHSelector):
 
     @torch.no_grad()
     def observe_labels(self, hidden: Tensor, labels: Tensor, label_offsets: Tensor) -> None:
-        """As the base class, and some samples say how they lie to the buckets they choose."""
+        """As the base class; some samples measure how far along the means of the buckets they choose queries lie."""
         super().observe_labels(hidden, labels, label_offsets)
-        some = hidden.detach()[:: max(1, len(hidden) // _WITNESSES)].float().contiguous()
+        some = hidden.detach()[:: max(1, len(hidden) // _SCALE_SAMPLES)].float().contiguous()
         scores = ops.project(some, self.state["means"])
         chosen = torch.softmax(scores + self.state["log_masses"], 1)
         # Rows that share no more than never to have been a label are no neighbours.
@@ -209,8 +209,8 @@ class BucketSoftmaxSelector(LSHSelector):
         # NumPy's sums don't depend on the number of threads.
         scored, most = (float(terms.numpy().sum(dtype=np.float64)) for terms in (along, squares))
         if math.isfinite(scored) and 0 < most < math.inf:
-            tilt = self.state["tilt"]
-            tilt[1] += _NEWS * (max(0.0, scored / most) - tilt[1])
+            query_scale = self.state["query_scale"]
+            query_scale[1] += _SCALE_RATE * (max(0.0, scored / most) - query_scale[1])
 
     def begin(self, weight: Tensor, bias: Tensor | None) -> None:
         """As the base class, which leaves all buckets empty."""
@@ -220,7 +220,7 @@ class BucketSoftmaxSelector(LSHSelector):
     def forget(self) -> None:
         """As the base class: how queries lay to other rows is no guide."""
         super().forget()
-        self.state["tilt"].zero_()
+        self.state["query_scale"].zero_()
 
     def restore(self) -> None:
         """Sorts the rows by the loaded classes."""
@@ -253,7 +253,7 @@ class BucketSoftmaxSelector(LSHSelector):
         scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
         # Not torch's mean, whose order of summation may depend on the number of threads.
         of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
-        expected = torch.cat([of_buckets[:-1].repeat_interleave(_LEVELS), of_buckets[-1:]]) * state["within"]
+        expected = torch.cat([of_buckets[:-1].repeat_interleave(_LEVELS), of_buckets[-1:]]) * state["row_shares"]
         mixed = (1 - self.uniform_share) * expected + self.uniform_share * uniform
         return mixed if bool(torch.isfinite(mixed).all()) else uniform
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# Of a new observation beside the older ones. What a batch of hundreds of samples shows is hardly noise, and a hub that
-# weights have moved away from should be gone by the next rehash.
-_NEWS = 1 / 8
+# The share of a new observation in the running mean. What a batch of hundreds of samples shows is hardly noise, and a
+# hub that weights have moved away from should be gone by the next rehash.
+_AVERAGING_RATE = 1 / 8
 # Norms decide among rows that no step has seen: below any share that matters.
 _NEGLIGIBLE = 1e-25
 _BLOCK = 1024
@@ -25,8 +25,8 @@ def observe_(seen: Tensor, rows: Tensor, shares: Tensor) -> None:
     """
     if not bool(torch.isfinite(shares).all()):
         return
-    before = seen[rows]
-    seen[rows] = torch.where(before > 0, torch.lerp(before, shares.float(), _NEWS), shares.float()).clamp_(min=0)
+    before, shares = seen[rows], shares.float()
+    seen[rows] = torch.where(before > 0, torch.lerp(before, shares, _AVERAGING_RATE), shares).clamp_(min=0)
 
 
 def heaviest(seen: Tensor, norms: Callable[[], Tensor], count: int) -> Tensor:
