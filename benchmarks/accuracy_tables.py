@@ -152,13 +152,16 @@ def time_to_accuracy(runs: list[Run], problem: str) -> str:
             schedule: [seconds_to(run, metric, target) for run in of_schedule]
             for schedule, of_schedule in schedules.items()
         }
+        last = {
+            schedule: statistics.mean(run["epochs"][-1][metric] for run in of_schedule)
+            for schedule, of_schedule in schedules.items()
+        }
         reached = {schedule: found for schedule, found in times.items() if None not in found}
         if reached:
             schedule = min(reached, key=lambda schedule: statistics.mean(reached[schedule]))
-            last = statistics.mean(run["epochs"][-1][metric] for run in schedules[schedule])
-            rows[label] = (statistics.mean(reached[schedule]), last, len(reached[schedule]), schedule[0])
+            rows[label] = (statistics.mean(reached[schedule]), last[schedule], len(reached[schedule]), schedule[0])
         else:
-            rows[label] = (None, max(run["epochs"][-1][metric] for of in schedules.values() for run in of), 1, "")
+            rows[label] = (None, max(last.values()), 1, "")
     lines = [
         f"| to {metric} {100 * target:.1f} % (dense {100 * best:.1f} % less {100 * TOLERANCE:.1f}) on {problem} "
         "| processor seconds | against dense | at the end |",

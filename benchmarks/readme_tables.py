@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections import defaultdict
@@ -195,9 +196,11 @@ def fidelity(runs: list[Run]) -> str:
         for row in rows:
             coverage = row["coverage"]
             shares = [*coverage["recall"].values(), coverage["mass"], coverage["best_mass"]]
-            gradients = [row[of][figure] for of in ("hidden", "weight") for figure in ("cosine", "bias")]
             cells = [row["method"], f"{row['num_active']:,}", *(f"{share:.2f}" for share in shares)]
-            lines.append("| " + " | ".join([*cells, *(f"{figure:.3f}" for figure in gradients)]) + " |")
+            for gradient in (row["hidden"], row["weight"]):
+                bias = math.sqrt(max(0.0, gradient["bias"] ** 2 - gradient["noise"] ** 2))
+                cells += [f"{gradient['cosine']:.3f}", f"{bias:.3f}"]
+            lines.append(f"| {' | '.join(cells)} |")
         texts.append("\n".join(lines))
     return ("\n\n".join(texts) or MISSING) + machines(runs)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 from functools import partial
 
@@ -120,15 +121,23 @@ def test_auto_wants_sizes(sizes, name):
         LSHConfig.auto(*sizes)
 
 
+def rehashes_until(step, schedule):
+    times = itertools.accumulate(schedule.interval(done) for done in itertools.count())
+    return sum(1 for _ in itertools.takewhile(lambda time: time <= step, times))
+
+
 def test_auto_answers_by_the_samples_that_share_candidates():
-    auto, same = partial(LSHConfig.auto, 128, 325_729), {"selection": "batch", "rehash": LSHConfig.auto(8, 8).rehash}
+    auto = partial(LSHConfig.auto, 128, 325_729)
     unknown, sample = auto(), auto(selection="sample")
     assert unknown == auto(batch_size=9) == auto(batch_size=4096) == auto(selector="bucket_softmax")
     assert sample == auto(selection="sample", batch_size=1) == auto(selection="sample", batch_size=512)
     assert (sample.selector, sample.refine, sample.num_hubs) == ("lsh", 4, 0)
     for few in (1, 8):
-        assert auto(batch_size=few) == sample.replace(**same)
+        assert auto(batch_size=few) == sample.replace(selection="batch")
     assert (auto(selector="lsh").refine, auto(selector="lsh").num_hubs) == (1, 320)
+    # The tables of a new layer begin empty: these fill soon, and follow as often in the long run.
+    assert unknown.rehash.every < sample.rehash.every / 4
+    assert rehashes_until(10_000, unknown.rehash) == pytest.approx(rehashes_until(10_000, sample.rehash), rel=0.25)
     assert auto(selector="uniform", memory_limit=1).selector == "uniform"  # which has no tables
     with pytest.raises(ValueError, match=r"LSHConfig.auto: expected batch_size to be at least 1, got 0"):
         auto(batch_size=0)

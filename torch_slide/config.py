@@ -21,7 +21,7 @@ STRATEGIES: Final = ("vanilla", "topk", "threshold")
 # LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels, and samples that are few enough to
 # depend on what is found as one does.
 _DEFAULT_ACTIVE, _FEW_SAMPLES = 1024, 8
-# Steps that keep the share of rehashing near a tenth from the start; finding centroids costs five times a projection.
+# Steps before the first rehash, less than a tenth of the time; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64

@@ -37,8 +37,7 @@ REFINE = 8
 class Setting:
     """How a problem is trained: epochs, over how many of the last the rate falls, the rate, also of a dense layer.
 
-    Rates are those of a batch of 512. Above it they grow with the root of the batch, below it they fall with
-    ``power_below`` of it: where epochs are few, the root leaves small batches short of their way.
+    Rates are those of a batch of 512; with the batch they grow as its root, or as another ``power`` of it.
     """
 
     epochs: int
@@ -47,13 +46,13 @@ class Setting:
     dense_lr: float
     outputs: int
     evals_per_epoch: int = 1
-    power_below: float = 0.5
+    power: float = 0.5
 
 
 SETTINGS = {
     "citeulike-tags": Setting(10, 5, 4e-3, 4e-3, 52_946),
-    "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098, power_below=0.25),
-    "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729, power_below=0.25),
+    "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098, power=0.25),
+    "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729, power=0.25),
     "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981),
     "wiki-text": Setting(1, 1, 8e-3, 8e-3, 225_045, evals_per_epoch=4),
 }
@@ -82,7 +81,7 @@ def setting_of(problem: str, batch_size: int) -> Setting:
     if batch_size == FEW_SAMPLES and problem in FEW:
         return FEW[problem]
     setting = SETTINGS[problem]
-    factor = (batch_size / 512) ** (0.5 if batch_size > 512 else setting.power_below)
+    factor = (batch_size / 512) ** setting.power
     lr, dense_lr = (float(f"{rate * factor:.3g}") for rate in (setting.lr, setting.dense_lr))
     return dataclasses.replace(setting, lr=lr, dense_lr=dense_lr)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_slide._ops import ops
-from torch_slide.config import LSHConfig
+from torch_slide.config import LSHConfig, RehashSchedule
 from torch_slide.functional import Tail
 from torch_slide.selection.base import DRAWS
 from torch_slide.selection.candidates import Sources
@@ -32,6 +32,9 @@ from torch_slide.targets import row_of
 _LEVELS, _STEP = 16, math.log(2) / 2
 # A step scores every bucket.
 _MAX_SCORED_BITS = 10
+# Of LSHConfig.auto: soon, as the tables of a new layer begin empty, and seldom in the end. In ten thousand steps it is
+# as often as that of tables that vote, whose first 200 steps are an epoch or more of a small data set.
+_REHASH = RehashSchedule(every=25, growth=0.2)
 # The query scale: samples of a step that measure it, their share in its running mean, and how much of that mean is
 # used: too much sends all draws to the longest rows, too little loses next to nothing.
 _SCALE_SAMPLES, _SCALE_RATE, _SHRINKAGE = 64, 1 / 8, 0.75
@@ -93,7 +96,8 @@ class BucketSoftmaxSelector(LSHSelector):
     def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
         """As the base class: sqrt(N) buckets, 1,024 at most, as a step scores all of them."""
         hashes = hashes_for(math.sqrt(out_features), _MAX_SCORED_BITS, config.family)
-        return first_within(limit, [config.replace(num_tables=1, hashes_per_table=hashes)], in_features, out_features)
+        config = config.replace(num_tables=1, hashes_per_table=hashes, rehash=_REHASH)
+        return first_within(limit, [config], in_features, out_features)
 
     @classmethod
     def table_bytes(cls, config: LSHConfig, out_features: int) -> int:
