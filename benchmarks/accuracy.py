@@ -63,6 +63,7 @@ SCHEDULES: dict[str, Callable[[ts.LSHConfig], dict[float, dict[str, Any]]]] = {
         share: {"correction": 2 * share} for share in (0.0, 0.125, 0.25, 0.375, 0.5)
     },
     "rehash-by-drift": lambda config: {0.0: {"rehash": dataclasses.replace(config.rehash, growth=0.0, drift=0.25)}},
+    "rehash-late": lambda config: {0.0: {"rehash": ts.RehashSchedule(every=200)}},
 }
 
 

@@ -235,5 +235,6 @@ def test_rates_grow_with_the_root_of_the_batch_or_as_the_problem_says(study):
     assert study.setting_of("citeulike-tags", 2048).lr == 2 * usual.lr
     assert study.setting_of("citeulike-tags", 64).lr == pytest.approx(usual.lr / math.sqrt(8), rel=5e-3)
     assert study.setting_of("web-links", 64).lr == pytest.approx(study.SETTINGS["web-links"].lr / 8**0.25, rel=5e-3)
+    assert study.setting_of("web-links", 2048).lr == 2 * study.SETTINGS["web-links"].lr
     assert study.setting_of("citeulike-tags", study.FEW_SAMPLES) == study.FEW["citeulike-tags"]
     assert study.setting_of("bibtex", 64) == study.CLASSICS["bibtex"]

@@ -37,7 +37,8 @@ REFINE = 8
 class Setting:
     """How a problem is trained: epochs, over how many of the last the rate falls, the rate, also of a dense layer.
 
-    Rates are those of a batch of 512; with the batch they grow as its root, or as another ``power`` of it.
+    Rates are those of a batch of 512; with the batch they grow as its root, or as other ``powers`` of it, below 512 and
+    above.
     """
 
     epochs: int
@@ -46,13 +47,13 @@ class Setting:
     dense_lr: float
     outputs: int
     evals_per_epoch: int = 1
-    power: float = 0.5
+    powers: tuple[float, float] = (0.5, 0.5)
 
 
 SETTINGS = {
     "citeulike-tags": Setting(10, 5, 4e-3, 4e-3, 52_946),
-    "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098, power=0.25),
-    "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729, power=0.25),
+    "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098, powers=(0.25, 0.25)),
+    "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729, powers=(0.25, 0.5)),
     "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981),
     "wiki-text": Setting(1, 1, 8e-3, 8e-3, 225_045, evals_per_epoch=4),
 }
@@ -68,7 +69,8 @@ IN_EQUAL_TIME = {"citeulike-tags": 2048, "web-links": 4096}
 AS_LONG, COMPARED_IN_TIME = 1536, ("diginetica", "web-links", "wiki-text")
 # Beside 512; and where the smaller ones have too few labels for candidates to be as good.
 BATCHES, REFINED_BY_BATCH = (64, 128, 256, 1024, 2048), ("web-links",)
-SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift")
+SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift",
+             "rehash-late")  # fmt: skip
 PROBLEMS = (*SETTINGS, *CLASSICS)
 
 Case = dict[str, Any]
@@ -81,7 +83,7 @@ def setting_of(problem: str, batch_size: int) -> Setting:
     if batch_size == FEW_SAMPLES and problem in FEW:
         return FEW[problem]
     setting = SETTINGS[problem]
-    factor = (batch_size / 512) ** setting.power
+    factor = (batch_size / 512) ** setting.powers[batch_size > 512]
     lr, dense_lr = (float(f"{rate * factor:.3g}") for rate in (setting.lr, setting.dense_lr))
     return dataclasses.replace(setting, lr=lr, dense_lr=dense_lr)
 
