@@ -22,6 +22,7 @@ from torch_slide.train import problems
 PROBLEMS = ("web-links", "citeulike-tags", "diginetica", "wiki-text", "gowalla")
 FORMATS = {"gowalla": "interactions"}  # where a file does not say it
 FAMILIES = ("kmeans", "simhash")  # under the selector "lsh"
+FEW_SAMPLES = 8
 MAX_TOKENS = 2_000_000
 PLANTED_FEATURES = 135_909  # of Amazon-670K
 
@@ -73,17 +74,21 @@ def lsh_config(
     selection: str = "batch",
     batch_size: int | None = None,
 ) -> ts.LSHConfig:
-    """What LSHConfig.auto says, for a hash family whose tables vote, or for another selector."""
+    """What LSHConfig.auto says, for a hash family whose tables vote, or for another selector.
+
+    Where a few samples share the votes, each depends on them as if they were its own, and they are set up so.
+    """
     votes = method in FAMILIES
-    return ts.LSHConfig.auto(
+    alone = votes and batch_size is not None and batch_size <= FEW_SAMPLES
+    config = ts.LSHConfig.auto(
         hidden,
         outputs,
         family=method if votes else "kmeans",
         num_active=num_active,
-        selection=selection,
-        batch_size=batch_size,
+        selection="sample" if alone else selection,
         selector="lsh" if votes else method,
-    ).replace(seed=seed)
+    )
+    return config.replace(selection=selection, seed=seed)
 
 
 def seconds_per_step(step: Callable[[], object], steps: int) -> float:

@@ -202,7 +202,7 @@ def against_uniform(found: Final) -> str:
         f"{hashed}, {name}": [
             difference(found, Key(p, hashed, **size), Key(p, study.CONTROL, **size)) for p in problems
         ]
-        for hashed in (study.DEFAULT, study.OF_FEW)
+        for hashed in (study.DEFAULT, study.OF_SAMPLES)
         for name, size in sizes.items()
     }
     measured = {name: cells for name, cells in rows.items() if set(cells) != {MISSING}}

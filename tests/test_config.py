@@ -126,21 +126,16 @@ def rehashes_until(step, schedule):
     return sum(1 for _ in itertools.takewhile(lambda time: time <= step, times))
 
 
-def test_auto_answers_by_the_samples_that_share_candidates():
+def test_auto_answers_by_who_shares_candidates():
     auto = partial(LSHConfig.auto, 128, 325_729)
-    unknown, sample = auto(), auto(selection="sample")
-    assert unknown == auto(batch_size=9) == auto(batch_size=4096) == auto(selector="bucket_softmax")
-    assert sample == auto(selection="sample", batch_size=1) == auto(selection="sample", batch_size=512)
+    shared, sample = auto(), auto(selection="sample")
+    assert shared == auto(selector="bucket_softmax")
     assert (sample.selector, sample.refine, sample.num_hubs) == ("lsh", 4, 0)
-    for few in (1, 8):
-        assert auto(batch_size=few) == sample.replace(selection="batch")
     assert (auto(selector="lsh").refine, auto(selector="lsh").num_hubs) == (1, 320)
     # The tables of a new layer begin empty: these fill soon, and follow as often in the long run.
-    assert unknown.rehash.every < sample.rehash.every / 4
-    assert rehashes_until(10_000, unknown.rehash) == pytest.approx(rehashes_until(10_000, sample.rehash), rel=0.25)
+    assert shared.rehash.every < sample.rehash.every / 4
+    assert rehashes_until(10_000, shared.rehash) == pytest.approx(rehashes_until(10_000, sample.rehash), rel=0.25)
     assert auto(selector="uniform", memory_limit=1).selector == "uniform"  # which has no tables
-    with pytest.raises(ValueError, match=r"LSHConfig.auto: expected batch_size to be at least 1, got 0"):
-        auto(batch_size=0)
 
 
 def test_selectors_say_what_they_read():

@@ -157,7 +157,7 @@ def test_the_layer_is_the_one_that_auto_would_choose(files, monkeypatch, more, e
     monkeypatch.setattr(ts, "convert", lambda *args, **named: seen.append(named["lsh"]) or convert(*args, **named))
     assert main(xc_args(files, "--epochs", "1", *more, head="sparse")) == 0
     seed = expected.pop("seed", 0)
-    assert seen == [ts.LSHConfig.auto(16, 500, num_active=64, batch_size=32, **expected).replace(seed=seed)]
+    assert seen == [ts.LSHConfig.auto(16, 500, num_active=64, **expected).replace(seed=seed)]
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -18,9 +18,8 @@ POLICIES: Final = ("reservoir", "fifo")
 SELECTIONS: Final = ("batch", "sample")
 STRATEGIES: Final = ("vanilla", "topk", "threshold")
 
-# LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels, and samples that are few enough to
-# depend on what is found as one does.
-_DEFAULT_ACTIVE, _FEW_SAMPLES = 1024, 8
+# LSHConfig.auto (benchmarks/accuracy has the figures): candidates beyond the labels.
+_DEFAULT_ACTIVE = 1024
 # Steps before the first rehash, less than a tenth of the time; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
 # Tables of narrow or small layers may outweigh a quarter of the weights.
@@ -241,7 +240,6 @@ class LSHConfig:
         family: str = "kmeans",
         num_active: int | None = None,
         selection: str = "batch",
-        batch_size: int | None = None,
         selector: str | None = None,
     ) -> LSHConfig:
         """A configuration for a layer of this size.
@@ -254,10 +252,9 @@ class LSHConfig:
             family: the hash family; the others trade retrieval for a rehash that needs no training.
             num_active: candidates beyond the labels; None for 1,024. Hubs and the uniform tail are shares of it.
             selection: "batch", or "sample" for candidates of each sample's own.
-            batch_size: samples that share candidates, if it is known; up to 8 depend on what is found as one does.
-            selector: None for the one that wins on evidence (benchmarks/accuracy/README.md has the figures): tables
-                that vote, with exact scores for four hits in place of one, for samples with candidates of their own and
-                for 8 that share them, else ``"bucket_softmax"``.
+            selector: None for ``"bucket_softmax"`` where a batch shares candidates, of 8 samples as of 2,048, which
+                wins on evidence (benchmarks/accuracy/README.md has the figures), and for tables that vote, with exact
+                scores for four hits in place of one, where each sample has its own.
 
         Raises:
             ValueError: if a size is not positive, the family or the selector is not known, or no tables fit into
@@ -265,12 +262,11 @@ class LSHConfig:
         """
         num_active = min(max(1, out_features), _DEFAULT_ACTIVE) if num_active is None else num_active
         sizes = {"in_features": in_features, "out_features": out_features, "num_active": num_active}
-        for name, size in (sizes if batch_size is None else {**sizes, "batch_size": batch_size}).items():
+        for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"LSHConfig.auto: expected {name} to be at least 1, got {size}")
         _require("family", family, family in BITS_PER_HASH, f"one of {tuple(BITS_PER_HASH)}")
-        few = selection == "sample" or (batch_size is not None and batch_size <= _FEW_SAMPLES)
-        selector = ("lsh" if few else "bucket_softmax") if selector is None else selector
+        selector = ("lsh" if selection == "sample" else "bucket_softmax") if selector is None else selector
         limit = memory_limit
         if limit is None:
             limit = max(_MIN_BYTES, max(in_features, _MIN_BYTES_PER_NEURON) * out_features)
@@ -286,7 +282,7 @@ class LSHConfig:
             logq=True,
             rehash=RehashSchedule(every=_REHASH_EVERY[family == "kmeans"]),
         )
-        return reader.fitted(config, in_features, out_features, few, limit)
+        return reader.fitted(config, in_features, out_features, limit)
 
     def explain(self, in_features: int | None = None, out_features: int | None = None) -> str:
         """The configuration in words, with memory where the size of the layer is given.

@@ -26,8 +26,8 @@ SEEDS = (0, 1, 2)
 SELECTORS = ("uniform", "bucket_softmax", "kmeans", "simhash", "hubs", "in_batch", "log_uniform", "midx")
 METHODS = (*SELECTORS, "exact", "dense")
 REPEATED = ("uniform", "bucket_softmax", "kmeans", "simhash", "hubs")
-# What LSHConfig.auto answers where a batch shares candidates, where a few samples do, and the control.
-DEFAULT, OF_FEW, CONTROL = "bucket_softmax", "kmeans", "uniform"
+# What LSHConfig.auto answers where a batch shares candidates, and where each sample has its own, and the control.
+DEFAULT, OF_SAMPLES, CONTROL = "bucket_softmax", "kmeans", "uniform"
 CONTROLLED = (CONTROL, DEFAULT)
 # Candidates that are scored for one that stays, where dense accuracy is asked for.
 REFINE = 8
@@ -156,7 +156,7 @@ def dense() -> Iterator[Case]:
 def few_samples() -> Iterator[Case]:
     """Candidates that a batch of 8 shares, and as many uniform ones as take the time of finding them."""
     for problem, seed in itertools.product(FEW, SEEDS):
-        for method in (OF_FEW, DEFAULT, CONTROL):
+        for method in (OF_SAMPLES, DEFAULT, CONTROL):
             yield case(problem, method, seed, batch_size=FEW_SAMPLES)
         yield case(problem, CONTROL, seed, batch_size=FEW_SAMPLES, num_active=4096)
     yield case("citeulike-tags", "exact", batch_size=FEW_SAMPLES)

@@ -77,11 +77,10 @@ class Selector:
         self.state = self._empty_state()
 
     @classmethod
-    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, limit: int) -> LSHConfig:
         """What :meth:`LSHConfig.auto` answers: ``config``, which names no tables yet, with those of this selector.
 
-        ``few`` says that one sample, or a few, depend on the candidates; tables and hash functions may take ``limit``
-        bytes, else a ValueError says so.
+        Tables and hash functions may take ``limit`` bytes, else a ValueError says so.
         """
         return config
 

@@ -93,7 +93,7 @@ class BucketSoftmaxSelector(LSHSelector):
         self.restore()
 
     @classmethod
-    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, limit: int) -> LSHConfig:
         """As the base class: sqrt(N) buckets, 1,024 at most, as a step scores all of them."""
         hashes = hashes_for(math.sqrt(out_features), _MAX_SCORED_BITS, config.family)
         config = config.replace(num_tables=1, hashes_per_table=hashes, rehash=_REHASH)

@@ -22,7 +22,7 @@ from torch_slide.tables import HashTables, admit_
 from torch_slide.targets import row_of
 
 # LSHConfig.auto: the share of hubs, probes of a query and hits that are scored for one that stays, each for candidates
-# of a batch, and of a sample or a few; room in a bucket over its mean occupancy; tables, for random bits, which are
+# of a batch, and of each sample's own; room in a bucket over its mean occupancy; tables, for random bits, which are
 # weak, and for k-means; neurons in a bucket of random bits; and the most bits of a code.
 _HUBS, _PROBES, _REFINE, _ROOM = (0.3125, 0.0), (4, 16), (1, 4), 3.0
 _TABLES_TO_TRY = ((16, 12, 8, 4, 2, 1), (2, 1))
@@ -52,19 +52,20 @@ class LSHSelector(Selector):
         super().__init__(in_features, out_features, config)
 
     @classmethod
-    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, few: bool, limit: int) -> LSHConfig:
+    def fitted(cls, config: LSHConfig, in_features: int, out_features: int, limit: int) -> LSHConfig:
         """As the base class: as many tables as fit, k-means with buckets of ``2 * sqrt(N)`` neurons, others of 16."""
         centroids = config.family == "kmeans"
         buckets = math.sqrt(out_features) / 2 if centroids else out_features / _NEURONS_A_BUCKET
+        alone = config.selection == "sample"
         config = config.replace(
             hashes_per_table=hashes_for(buckets, _MAX_CODE_BITS[centroids], config.family),
-            num_hubs=round(_HUBS[few] * config.num_active),
-            refine=_REFINE[few],
+            num_hubs=round(_HUBS[alone] * config.num_active),
+            refine=_REFINE[alone],
         )
         room = math.ceil(_ROOM * max(1.0, out_features / config.num_buckets))
         config = config.replace(
             bucket_size=max(8, min(room, out_features)),
-            probes=min(_PROBES[few], config.num_buckets) if config.family in MULTI_PROBE_FAMILIES else 1,
+            probes=min(_PROBES[alone], config.num_buckets) if config.family in MULTI_PROBE_FAMILIES else 1,
         )
         tried = [config.replace(num_tables=num_tables) for num_tables in _TABLES_TO_TRY[centroids]]
         return first_within(limit, tried, in_features, out_features)

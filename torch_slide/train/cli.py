@@ -233,7 +233,7 @@ def _start(
     optimizers: list[torch.optim.Optimizer]
     if head == "sparse":
         family = {} if args.family is None else {"family": args.family}
-        of_steps = {"num_active": args.num_active, "batch_size": args.batch_size, "selector": args.selector}
+        of_steps = {"num_active": args.num_active, "selector": args.selector}
         lsh = ts.LSHConfig.auto(args.hidden, problem.num_outputs, **of_steps, **family).replace(seed=args.seed)
         model = ts.convert(model, targets=["head"], lsh=lsh, sparse_grad=True)
         optimizers = [ts.optim.LazyAdam(model.parameters(), lr=args.lr, row_momentum=False)]
