@@ -48,12 +48,13 @@ def table(title: str, rows: dict[str, list[str]], columns: dict[str, str]) -> st
 
 
 def of_readme(runs: list[Run]) -> list[Run]:
-    """Those of the batch that the README speaks of, by default or as it recommends for dense accuracy."""
+    """Those of the methods and the batch that the README speaks of, as by default or as it says for dense accuracy."""
 
     def is_shown(arguments: dict[str, str]) -> bool:
         shared = (arguments["batch_size"], arguments.get("selection", "batch")) == ("512", "batch")
         budget = (arguments["num_active"], arguments.get("refine"))
-        return shared and budget in (("None", None), ("4096", "8")) and "schedule" not in arguments
+        plain = arguments["method"] in METHODS and "schedule" not in arguments
+        return plain and shared and budget in (("None", None), ("4096", "8"))
 
     return [run for run in runs if is_shown(run["arguments"])]
 
