@@ -53,7 +53,8 @@ def of_readme(runs: list[Run]) -> list[Run]:
     def is_shown(arguments: dict[str, str]) -> bool:
         shared = (arguments["batch_size"], arguments.get("selection", "batch")) == ("512", "batch")
         budget = (arguments["num_active"], arguments.get("refine"))
-        plain = arguments["method"] in METHODS and "schedule" not in arguments
+        corrected = arguments["no_correction"] == "False" and arguments.get("no_logq", "False") == "False"
+        plain = arguments["method"] in METHODS and "schedule" not in arguments and corrected
         return plain and shared and budget in (("None", None), ("4096", "8"))
 
     return [run for run in runs if is_shown(run["arguments"])]

@@ -3,7 +3,8 @@
     python benchmarks/fidelity.py --problem web-links --lr 3e-3 --epochs 5 --decay 4 --stop 2 --json fidelity.json
 
 A layer is trained with k-means tables, as accuracy.py does, for some of its epochs. Then every selector, with every
-budget, looks at the same weights, the same label counts and the next batch (``ts.diagnostics.fidelity``).
+budget, looks at the same weights, the same label counts and the next batch (``ts.diagnostics.fidelity``). Beside them
+stands what the best draws without bias would reach, who know the exact gradients.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -19,12 +21,14 @@ from typing import Any
 import accuracy
 import common
 import torch
+import torch.nn.functional as F
 
 import torch_slide as ts
 from torch_slide import data
 from torch_slide.diagnostics import Fidelity
 from torch_slide.selection import BucketSoftmaxSelector, LearnedSelector, Selector
 from torch_slide.selection.base import DRAWS
+from torch_slide.selection.proposals import proportional
 
 
 def observed(run: accuracy.Run, config: ts.LSHConfig) -> ts.SparseLSHLinear:
@@ -89,6 +93,27 @@ def measured(run: accuracy.Run, arguments: argparse.Namespace) -> Iterator[dict[
                 yield {**row, **dataclasses.asdict(found)}
 
 
+def best_unbiased(head: torch.nn.Linear, hidden: torch.Tensor, target: Any, budgets: list[int]) -> dict[int, float]:
+    """For each budget about the largest cosine of the weights' gradient that draws of rows reach without bias.
+
+    Labels come for certain and every other row j with a probability p_j, weighted by one over it. So
+    ``sum(|g_j|^2 / p_j)`` is the expected square of the gradient's length, least for p_j in proportion to ``|g_j|``,
+    or 1, and the cosine is about ``|g|`` over its root (Horvitz and Thompson, JASA 1952).
+    """
+    parameters = [parameter.detach().requires_grad_() for parameter in (head.weight, head.bias)]
+    loss = ts.cross_entropy(F.linear(hidden, *parameters), target)
+    of_weight, of_bias = torch.autograd.grad(loss, parameters)
+    squares = of_weight.double().square().sum(1) + of_bias.double().square()
+    drawn = torch.ones(len(squares))
+    drawn[target[0] if isinstance(target, tuple) else target] = 0
+    found = {}
+    for num_active in budgets:
+        inclusion = torch.where(drawn > 0, proportional(squares.sqrt() * drawn, drawn, num_active).double(), 1.0)
+        expected = squares[inclusion > 0] / inclusion[inclusion > 0]
+        found[num_active] = math.sqrt(float(squares.sum() / expected.sum()))
+    return found
+
+
 def variants(method: str, config: ts.LSHConfig) -> Iterator[tuple[str, ts.LSHConfig]]:
     """The selector as LSHConfig.auto sets it up, and with candidates drawn from more, scored exactly."""
     yield method, config
@@ -128,8 +153,11 @@ def main(argv: list[str] | None = None) -> None:
     columns = ("top-1", "top-10", "mass", "at best", "cos(dh)", "bias", "cos(dW)", "bias")
     print(f"{'':24s} {'active':>8s} " + " ".join(f"{column:>7s}" for column in columns))
     rows = list(measured(run, arguments))
+    best = best_unbiased(run.model.head, *next_batch(run, arguments.stop), arguments.budgets)
+    print("best unbiased draws: " + ", ".join(f"{cosine:.3f} with {n:,}" for n, cosine in best.items()))
     settings = common.settings(arguments, "threads")
-    common.save(arguments.json, {"machine": machine, "arguments": settings, "fidelity": rows})
+    results = {"fidelity": rows, "best_unbiased": best}
+    common.save(arguments.json, {"machine": machine, "arguments": settings, **results})
 
 
 if __name__ == "__main__":

@@ -201,6 +201,8 @@ def fidelity(runs: list[Run]) -> str:
                 bias = math.sqrt(max(0.0, gradient["bias"] ** 2 - gradient["noise"] ** 2))
                 cells += [f"{gradient['cosine']:.3f}", f"{bias:.3f}"]
             lines.append(f"| {' | '.join(cells)} |")
+        for num_active, cosine in run["best_unbiased"].items():
+            lines.append(f"| best unbiased draws | {int(num_active):,} |{' |' * 6} {cosine:.3f} | |")
         texts.append("\n".join(lines))
     return ("\n\n".join(texts) or MISSING) + machines(runs)
 

@@ -40,6 +40,7 @@ class Key(NamedTuple):
     momentum: bool = False
     schedule: str = ""
     refine: str = ""
+    corrected: bool = True
 
 
 class Estimate(NamedTuple):
@@ -73,7 +74,7 @@ def finals(runs: list[Run]) -> Final:
     for run in runs:
         arguments = run["arguments"]
         problem = arguments["problem"]
-        flags = ("relu",) * (problem not in study.CLASSICS) + ("no_correction", "no_logq", "bf16", "rowwise")
+        flags = ("relu",) * (problem not in study.CLASSICS) + ("no_logq", "bf16", "rowwise")
         if problem not in study.PROBLEMS or any(arguments.get(flag, "False") == "True" for flag in flags):
             continue
         setting = study.setting_of(problem, int(arguments["batch_size"]))
@@ -87,7 +88,8 @@ def finals(runs: list[Run]) -> Final:
         )
         if as_set:
             sizes = (arguments["num_active"], arguments["batch_size"], arguments.get("selection", "batch"))
-            variants = (arguments.get("schedule", ""), arguments.get("refine", ""))
+            corrected = arguments["no_correction"] == "False"
+            variants = (arguments.get("schedule", ""), arguments.get("refine", ""), corrected)
             key = Key(arguments["problem"], arguments["method"], *sizes, is_dense and momentum, *variants)
             seconds = sum(part["train_cpu_seconds"] for part in run["epochs"])
             rehash = run["epochs"][-1].get("stats", {}).get("rehash_share", 0.0)
@@ -125,6 +127,7 @@ def selectors(found: Final) -> str:
     """Every selector with the default budget, beside dense layers."""
     problems = tuple(study.SETTINGS)
     rows = {method: [cell(found, Key(p, method)) for p in problems] for method in (*study.SELECTORS, "exact")}
+    rows["uniform, uncorrected"] = [cell(found, Key(p, study.CONTROL, corrected=False)) for p in problems]
     as_long = str(study.AS_LONG)
     rows[f"uniform, {study.AS_LONG:,} candidates, as long as bucket_softmax"] = [
         cell(found, Key(p, study.CONTROL, as_long)) for p in problems
@@ -261,17 +264,18 @@ def batches(found: Final) -> str:
 
 def schedules(found: Final) -> str:
     """What the hashed default gains from schedules: the first metric half way and at the end, and rehashing."""
-    problem = "citeulike-tags"
-    metric, rows = METRICS[problem][0], {}
+    rows = {}
     for schedule in ("", *study.SCHEDULES):
-        key = Key(problem, study.DEFAULT, schedule=schedule)
-        early, last = of(found, key, f"{metric}/halfway"), of(found, key, metric)
-        xent, rehash = of(found, key, "xent"), of(found, key, "rehash")
-        shown = [(early, 100.0, 1), (last, 100.0, 1), (xent, 1.0, 3), (rehash, 100.0, 1)]
-        name = schedule.replace("-", " ") or "none"
-        rows[name] = [MISSING if got is None else got.show(scale, digits) for got, scale, digits in shown]
-    columns = (f"{metric} half way", f"{metric} at the end", "xent at the end", "% of the time rehashing")
-    return table(problem, rows, {column: column for column in columns})
+        cells = []
+        for problem in study.SCHEDULED:
+            key, metric = Key(problem, study.DEFAULT, schedule=schedule), METRICS[problem][0]
+            halfway, rehashing = of(found, key, f"{metric}/halfway"), of(found, key, "rehash")
+            if halfway is None or rehashing is None:
+                cells.append(MISSING)
+            else:
+                cells.append(f"{halfway.show(100)} half way, {cell(found, key)}, {rehashing.show(100)} %")
+        rows[schedule.replace("-", " ") or "none"] = cells
+    return table("schedule", rows, {name: f"{name}, {METRICS[name][0]}, xent, rehashing" for name in study.SCHEDULED})
 
 
 def classics(found: Final, one_vs_all: list[Run]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from torch_slide import data
 
@@ -187,3 +188,22 @@ def test_every_selector_looks_at_the_layer_that_was_trained(accuracy, folder):
     recalls = {row["method"]: row["coverage"]["recall"]["1"] for row in few}
     assert recalls["in_batch"] == 0
     assert recalls["exact"] == max(recalls.values()) > 0
+
+
+def test_no_unbiased_draws_are_closer_than_the_best(accuracy):
+    torch.manual_seed(0)
+    head, hidden, target = nn.Linear(8, 60), torch.randn(16, 8), torch.randint(20, (16,))
+    found = script("fidelity").best_unbiased(head, hidden, target, [10, 60])
+    assert found[60] == pytest.approx(1)
+    nn.functional.cross_entropy(head(hidden), target).backward()
+    gradient = torch.cat([head.weight.grad, head.bias.grad[:, None]], 1).double()
+    others = torch.ones(60).index_fill_(0, target, 0).nonzero().squeeze(1)
+    best = 0.0
+    for sharpness in (0, 0.5, 1, 2):
+        chances = gradient[others].norm(dim=1) ** sharpness * torch.rand(64, len(others)) ** 0.1
+        inclusion = torch.ones(64, 60, dtype=torch.float64)
+        inclusion[:, others] = (10 * chances / chances.sum(1, keepdim=True)).clamp(max=1)
+        drawn = torch.rand(2000, 64, 60) < inclusion  # of any design with these probabilities the moments are alike
+        lengths = ((drawn / inclusion).square() @ gradient.square().sum(1)).mean(0).sqrt()
+        best = max(best, float((gradient.norm() / lengths).max()))
+    assert best <= found[10] * 1.01 <= best * 1.05

@@ -69,7 +69,7 @@ def test_means_standard_errors_and_differences(tables):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"lr": "0.004"}, {"decay": "2"}, {"relu": "True"}, {"no_correction": "True"}, {"row_momentum": "True"}]
+    "changes", [{"lr": "0.004"}, {"decay": "2"}, {"relu": "True"}, {"no_logq": "True"}, {"row_momentum": "True"}]
 )
 def test_runs_of_another_kind_are_left_out(tables, changes):
     assert not tables.finals([run_of(**changes)])
@@ -109,14 +109,25 @@ def test_refined_candidates_are_another_method(tables):
     assert tables.against_uniform(found).count("\n") == 1, "nothing of the sizes that it shows"
 
 
+def test_uncorrected_candidates_have_a_row_of_their_own(tables):
+    runs = [
+        run_of(method="uniform", metrics={"R@20": 0.15}),
+        run_of(method="uniform", metrics={"R@20": 0.13}, no_correction="True"),
+    ]
+    shown = tables.selectors(tables.finals(runs))
+    missing = "not measured | " * 3
+    assert f"| uniform | {missing}15.0, 8.000 | not measured |" in shown
+    assert f"| uniform, uncorrected | {missing}13.0, 8.000 | not measured |" in shown
+
+
 def test_schedules_are_shown_half_way_and_at_the_end(tables):
     stats = {"stats": {"rehash_share": 0.05}}
     plain = run_of("citeulike-tags", "bucket_softmax", metrics={"P@1": 0.5, **stats})
     other = run_of("citeulike-tags", "bucket_softmax", metrics={"P@1": 0.51, **stats}, schedule="growing-budget")
     shown = tables.schedules(tables.finals([plain, other]))
-    assert "| none | 40.0 | 50.0 | 8.000 | 5.0 |" in shown
-    assert "| growing budget | 40.0 | 51.0 | 8.000 | 5.0 |" in shown
-    assert "| uniform first | not measured |" in shown
+    assert "| none | 40.0 half way, 50.0, 8.000, 5.0 % | not measured |" in shown
+    assert "| growing budget | 40.0 half way, 51.0, 8.000, 5.0 % | not measured |" in shown
+    assert "| uniform first | not measured | not measured |" in shown
 
 
 def test_pictures_are_drawn_of_what_was_measured(tables, tmp_path):

@@ -71,6 +71,7 @@ AS_LONG, COMPARED_IN_TIME = 1536, ("diginetica", "web-links", "wiki-text")
 BATCHES, REFINED_BY_BATCH = (64, 128, 256, 1024, 2048), ("web-links",)
 SCHEDULES = ("uniform-first", "growing-budget", "correction-later", "correction-comes-in", "rehash-by-drift",
              "rehash-late")  # fmt: skip
+SCHEDULED = ("citeulike-tags", "diginetica", "web-links")
 PROBLEMS = (*SETTINGS, *CLASSICS)
 
 Case = dict[str, Any]
@@ -102,6 +103,8 @@ def selectors() -> Iterator[Case]:
     for method, problem in itertools.product(SELECTORS, SETTINGS):
         for seed in SEEDS if method in REPEATED else SEEDS[:1]:
             yield case(problem, method, seed)
+    for problem in SETTINGS:
+        yield case(problem, CONTROL, no_correction=True)
     for problem in COMPARED_IN_TIME:
         yield case(problem, CONTROL, num_active=AS_LONG)
     for problem in ("citeulike-tags", "diginetica"):
@@ -164,8 +167,8 @@ def few_samples() -> Iterator[Case]:
 
 def schedules() -> Iterator[Case]:
     """Uniform candidates first, a budget that grows, a correction that comes in, rehashes by drift."""
-    for schedule, seed in itertools.product(SCHEDULES, SEEDS):
-        yield case("citeulike-tags", DEFAULT, seed, schedule=schedule)
+    for seed, problem, schedule in itertools.product(SEEDS, SCHEDULED, SCHEDULES):
+        yield case(problem, DEFAULT, seed, schedule=schedule)
 
 
 def classics() -> Iterator[Case]:

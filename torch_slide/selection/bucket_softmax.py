@@ -114,7 +114,7 @@ class BucketSoftmaxSelector(LSHSelector):
         refined = f", of {config.refine} times as many drawn anew by exact scores" if config.refine > 1 else ""
         return (
             f"  drawn in proportion to the softmax that their bucket holds{weighted}, "
-            f"{uniform_share(config):.0%} of the draws from all rows alike{refined}"
+            f"at least {uniform_share(config):.0%} of the draws from all rows alike{refined}"
         )
 
     def _adopt(self, config: LSHConfig) -> None:
