@@ -54,7 +54,7 @@ SETTINGS = {
     "citeulike-tags": Setting(10, 5, 4e-3, 4e-3, 52_946),
     "diginetica": Setting(2, 1, 4e-3, 4e-3, 43_098, powers=(0.25, 0.25)),
     "web-links": Setting(5, 4, 6e-3, 6e-3, 325_729, powers=(0.25, 0.5)),
-    "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981),
+    "gowalla": Setting(4, 3, 2e-3, 2e-3, 40_981, powers=(0.0, 0.5)),
     "wiki-text": Setting(1, 1, 8e-3, 8e-3, 225_045, evals_per_epoch=4),
 }
 # Of a problem with hundreds of outputs all are candidates by default: these say how the network compares with others.
