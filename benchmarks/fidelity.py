@@ -108,7 +108,7 @@ def best_unbiased(head: torch.nn.Linear, hidden: torch.Tensor, target: Any, budg
     drawn[target[0] if isinstance(target, tuple) else target] = 0
     found = {}
     for num_active in budgets:
-        inclusion = torch.where(drawn > 0, proportional(squares.sqrt() * drawn, drawn, num_active).double(), 1.0)
+        inclusion = torch.where(drawn > 0, proportional(squares.sqrt(), drawn, num_active).double(), 1.0)
         expected = squares[inclusion > 0] / inclusion[inclusion > 0]
         found[num_active] = math.sqrt(float(squares.sum() / expected.sum()))
     return found
