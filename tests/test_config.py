@@ -65,7 +65,13 @@ def test_intervals_grow_exponentially():
     schedule = RehashSchedule(every=50, growth=0.1)
     assert [schedule.interval(t) for t in (0, 1, 10)] == [50, round(50 * math.exp(0.1)), round(50 * math.e)]
     assert RehashSchedule(every=7, growth=0).interval(1000) == 7
-    assert RehashSchedule(growth=1.0).interval(10**9) > 10**15, "no overflow, ever"
+    assert RehashSchedule(growth=1.0).interval(10**9) > 10**15
+
+
+@pytest.mark.parametrize("every", [1, 50, 10**6, 2**63])
+def test_the_clock_has_room_for_every_interval(every):
+    interval = RehashSchedule(every=every, growth=1.0).interval(10**9)
+    assert min(every, 10**15) <= interval < 2**63 - 10**15, "as many steps may have been made before"
 
 
 def test_the_first_rehash_draws_and_then_every_so_many():

@@ -22,6 +22,8 @@ STRATEGIES: Final = ("vanilla", "topk", "threshold")
 _DEFAULT_ACTIVE = 1024
 # Steps before the first rehash, less than a tenth of the time; finding centroids costs five times a projection.
 _REHASH_EVERY = (100, 200)
+# Steps that no run makes; the clock, of int64, has room for it beside those made.
+_NEVER = 1 << 62
 # Tables of narrow or small layers may outweigh a quarter of the weights.
 _MIN_BYTES, _MIN_BYTES_PER_NEURON = 1 << 20, 64
 
@@ -87,7 +89,7 @@ class RehashSchedule:
 
     def interval(self, rehashes: int) -> int:
         """Steps from the given number of rehashes done to the next one."""
-        return max(1, round(self.every * math.exp(min(self.growth * rehashes, 40.0))))
+        return min(_NEVER, max(1, round(self.every * math.exp(min(self.growth * rehashes, 40.0)))))
 
     def redraws(self, rehashes: int) -> bool:
         """Whether the rehash after so many draws anew what it needs: the first one does."""

@@ -147,7 +147,7 @@ class SparseLSHLinear(nn.Linear):
             weight=self.weight,
             bias=self.bias,
             selector=self.selector,
-            draw=self.selector.draw(input),
+            draw=self.selector.draw(),
             class_dim=input.dim() - 1,
             scale=1.0,
             dtype=autocast or input.dtype,
@@ -260,7 +260,7 @@ class SparseLSHLinear(nn.Linear):
         return self.lsh.replace(**changes)
 
     def rehash(self) -> None:
-        """Brings the tables up to date with the weights now, outside of the schedule."""
+        """Brings the tables up to date with the weights now; the schedule goes on as after a rehash of its own."""
         self.selector.rehash(self.weight, self.bias)
 
     def freeze_tables(self) -> None:
