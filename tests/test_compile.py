@@ -93,6 +93,15 @@ def test_dynamic_batches():
         torch.testing.assert_close(compiled(*batch(step, size)), twin(*batch(step, size)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["simhash", "sample", "uniform"])
+def test_an_empty_batch(kind):
+    model = Model(kind, reduction="sum")
+    loss = torch.compile(model, fullgraph=True, backend="aot_eager")(*batch(0, 0))
+    loss.backward()
+    assert loss == 0
+    assert model.head.weight.grad.count_nonzero() == 0
+
+
 def test_evaluation_is_one_graph():
     model = Model("simhash").eval()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -34,7 +34,7 @@ def test_nothing_is_left_behind(kind, training, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: 1e6)  # stats() has a share of the time since the first step
     kept = {name: tensor.clone() for name, tensor in head.selector.state.items()}
     state, stats, grads = copy.deepcopy(head.state_dict()), head.stats(), [p.grad.clone() for p in head.parameters()]
-    versions, draws = [p._version for p in head.parameters()], list(head.selector._recent_draws)
+    versions, choices = [p._version for p in head.parameters()], dict(head.selector._choices)
     generator = torch.get_rng_state()
     look(head, x, y)
     look(head, x, label_lists())
@@ -43,7 +43,7 @@ def test_nothing_is_left_behind(kind, training, monkeypatch):
     assert head.stats() == stats
     assert all(torch.equal(p.grad, grad) for p, grad in zip(head.parameters(), grads, strict=True))
     assert [p._version for p in head.parameters()] == versions
-    assert list(head.selector._recent_draws) == draws
+    assert dict(head.selector._choices) == choices
     assert torch.equal(torch.get_rng_state(), generator)
     assert head.training is training
     assert x.grad is None

@@ -242,7 +242,29 @@ def test_an_empty_batch_gives_what_torch_gives(kind, reduction, shape):
     assert torch.equal(lazy.nan_to_num().flatten(), mine.nan_to_num().flatten())
     mine.sum().backward()
     assert x.grad.shape == x.shape
+    assert head.weight.grad.count_nonzero() == 0
     assert_same_tensors(tensors_of(head), before)
+
+
+@pytest.mark.parametrize("form", ["lazy", "loss"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_of_an_empty_batch_is_of_parameters_alone(form, dtype):
+    head = layer("uniform", dtype=dtype, sparse_grad=True)
+    x, y = torch.zeros(0, IN, dtype=dtype), torch.zeros(0, dtype=torch.int64)
+    loss = head.loss(x, y, reduction="sum") if form == "loss" else F.cross_entropy(head(x), y, reduction="sum")
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert head.weight.grad.is_sparse
+    assert head.weight.grad._nnz() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_learns_its_bias_alone_moves_on(kind):
+    head = layer(kind)
+    head.weight.requires_grad_(False)
+    train(head, torch.optim.SGD([head.bias], lr=0.1), range(5))
+    assert head.selector.state["clock"][1] == 5
+    assert head.bias.grad.count_nonzero() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

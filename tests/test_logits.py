@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 import torch_slide as ts
 from torch_slide import logits as logits_module
@@ -336,38 +335,6 @@ def test_functional_call_sends_gradients_to_the_given_tensors(x, y):
     expected = torch.autograd.grad(F.cross_entropy(F.linear(x, weight, head.bias).view(-1, N), y.view(-1)), weight)
     torch.testing.assert_close(weight.grad, expected[0])
     assert head.weight.grad is None
-
-
-@pytest.mark.parametrize("where", ["layer", "layer_and_loss"])
-def test_checkpoint_gives_the_gradients_of_the_first_run(where, y):
-    model = nn.Sequential(nn.Linear(D, D), nn.ReLU(), layer(FEW, torch.float32))
-    x = torch.randn(24, D)
-
-    def run(wrap_layer, wrap_loss):
-        twin = copy.deepcopy(model)
-        for _ in range(3):  # draws differ from step to step
-            loss = wrap_loss(lambda v, twin=twin: F.cross_entropy(wrap_layer(twin, v), y.view(-1)), x)
-            loss.backward()
-        return [p.grad for p in twin.parameters()]
-
-    def call(f, v):
-        return f(v)
-
-    def checkpointed(f, v):
-        return checkpoint(f, v, use_reentrant=False)
-
-    plain = run(call, call)
-    other = run(checkpointed, call) if where == "layer" else run(call, checkpointed)
-    for mine, theirs in zip(plain, other, strict=True):
-        torch.testing.assert_close(mine, theirs)
-
-
-def test_reentrant_checkpoint_is_a_clear_error(y):
-    head = layer(FEW, torch.float32)
-    x = torch.randn(24, D, requires_grad=True)
-    z = checkpoint(head, x, use_reentrant=True)
-    with pytest.raises(RuntimeError, match="use_reentrant=False"):
-        F.cross_entropy(z, y.view(-1)).backward()
 
 
 def test_full_backward_hooks_get_dense_logits_with_a_warning(y):

@@ -208,7 +208,7 @@ def test_uniform_selector_has_no_hubs_and_no_hits():
     config = LSHConfig(selector="uniform", num_active=64, num_hubs=16)
     selector = make_selector(8, 500, config)
     hidden, weight = torch.randn(4, 8), torch.randn(500, 8)
-    selector.select(hidden, weight, None, torch.tensor([1, 2]), torch.tensor([0, 1, 2, 2, 2]), selector.draw(hidden))
+    selector.select(hidden, weight, None, torch.tensor([1, 2]), torch.tensor([0, 1, 2, 2, 2]), selector.draw())
     stats = selector.stats()
     assert (stats["labels"], stats["hubs"], stats["hits"], stats["uniform"]) == (2, 0, 0, 64)
 

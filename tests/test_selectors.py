@@ -88,7 +88,7 @@ def test_candidates_are_valid(name, selection, logq, rows, budget):
     selector = selector_of(name, weight, bias, selection=selection, logq=logq, **budget)
     for step in range(3):
         labels = some_labels(rows, seed=step)
-        chosen = selector.choose(hidden, weight, bias, labels, one_each(labels), selector.draw(hidden), advance=True)
+        chosen = selector.choose(hidden, weight, bias, labels, one_each(labels), selector.draw(), advance=True)
         groups = 1 if selection == "batch" else BATCH
         assert len(chosen.group_offsets) == groups + 1
         assert torch.isfinite(chosen.log_weights).all()

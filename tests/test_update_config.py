@@ -8,6 +8,7 @@ from selector_cases import IN, NAMES, OUT, WITH_SAMPLES, config_of, some_labels
 
 import torch_slide as ts
 from torch_slide.callbacks import ConfigSchedule
+from torch_slide.selection.base import NEXT_REHASH, REHASHES
 
 BATCH = 12
 
@@ -46,6 +47,19 @@ def test_after_a_change_a_layer_selects_as_one_that_was_made_so(name, selection,
     assert changed.lsh == made.lsh
     assert train(made, range(7)) == train(changed, range(7))
     assert made.stats()["active"] == changed.stats()["active"]
+
+
+def test_another_schedule_holds_from_the_next_step():
+    head = head_of(rehash=ts.RehashSchedule(every=10**6))
+    clock = head.selector.state["clock"]
+    train(head, range(1))
+    head.update_config(rehash=ts.RehashSchedule(every=2, growth=0))
+    train(head, range(1, 11))
+    assert clock[REHASHES] == 1 + len([3, 5, 7, 9])
+    head.update_config(rehash=ts.RehashSchedule(every=5, growth=0))
+    due = int(clock[NEXT_REHASH])
+    head.update_config(rehash=ts.RehashSchedule(every=10**6))
+    assert clock[NEXT_REHASH] == due, "what is due soon stays due"
 
 
 def test_more_probes_and_another_ranking():

@@ -40,7 +40,7 @@ def _choose(
     chooser = live_selector(selector)
     # A leaf: that a parameter wants gradients is what makes the selector move on.
     weight = weight.detach().requires_grad_()
-    source = Source(hidden, weight, bias, chooser, chooser.draw(hidden), 1, 1.0, hidden.dtype, None, False)
+    source = Source(hidden, weight, bias, chooser, chooser.draw(), 1, 1.0, hidden.dtype, None, False)
     lists = target if target_offsets is None else (target, target_offsets)
     labels = losses.cross_entropy_labels(source, lists, class_weight, ignore_index, label_smoothing)
     assert labels is not None

@@ -50,7 +50,8 @@ def terms_of(
     bce: bool = False,
 ) -> Terms:
     """Selects candidates for these labels, and moves on to the next draw if the loss will have gradients."""
-    advance = torch.is_grad_enabled() and (hidden.requires_grad or source.weight.requires_grad)
+    learning = (hidden, source.weight) if source.bias is None else (hidden, source.weight, source.bias)
+    advance = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in learning)
     candidates = source.selector.choose(
         source.query(hidden), source.weight, source.bias, labels.ids, labels.offsets, source.draw, advance
     )
@@ -76,6 +77,7 @@ def terms_of(
         class_weight if bce else None,
         of_candidates(pos_weight),
         source.selector.observe_shares if advance and source.selector.observes_shares and not in_backward() else None,
+        candidates,
     )
 
 
@@ -83,8 +85,6 @@ def _candidate_loss(source: Source, labels: Labels, *, bce: bool = False, **opti
     """Loss of every sample, [B], over freshly selected candidates."""
     source.check_unchanged()
     hidden = source.flat_hidden()
-    if len(hidden) == 0:
-        return hidden.sum(1)
     terms = terms_of(source, hidden, labels, bce=bce, **options)
     product = Product(source.scale, source.autocast_dtype, source.sparse_grad, bce)
     return sampled_loss(hidden, source.weight, source.bias, source.columns, terms, product)

@@ -138,6 +138,7 @@ class Terms:
         label_weights: [number of labels].
         class_weight, pos_weight: [total], for BCE.
         observe: a selector's :meth:`Selector.observe_shares`, if it is to be told of the step.
+        chosen: what a selector remembers for as long as the graph of the loss lives.
     """
 
     ids: Tensor
@@ -151,6 +152,7 @@ class Terms:
     class_weight: Tensor | None = None
     pos_weight: Tensor | None = None
     observe: Callable[[Tensor, Tensor], None] | None = None
+    chosen: Candidates | None = None
 
 
 @functools.cache
@@ -224,7 +226,7 @@ def shares_of(grad_logits: Tensor, offsets: Tensor, terms: Terms, gathered: Gath
     samples = len(offsets) - 1
     own = offsets[row_of(terms.label_offsets, len(terms.label_positions))] + terms.label_positions
     if isinstance(gathered, Tensor):
-        shares, of_labels = grad_logits.view(samples, -1).sum(0), grad_logits[own]
+        shares, of_labels = grad_logits.view(samples, len(terms.ids)).sum(0), grad_logits[own]
         if terms.smoothing is not None:
             shares.add_(terms.smoothing, alpha=samples)
             of_labels += terms.smoothing[terms.label_positions]
@@ -271,7 +273,7 @@ class _SampledLoss(torch.autograd.Function):
     ) -> Tensor:
         loss, offsets, gathered, grad_logits = loss_forward(hidden, weight, bias, columns, terms, product)
         ctx.save_for_backward(hidden, weight, bias, terms.ids, offsets, columns, grad_logits, *_tensors(gathered))
-        ctx.product = product
+        ctx.product, ctx.chosen = product, terms.chosen
         return loss
 
     @staticmethod
@@ -296,7 +298,7 @@ class _SampledActivations(torch.autograd.Function):
         ids, offsets, dtype = candidates.ids, candidates.group_offsets, product.dtype(hidden, weight)
         values, gathered = _gathered_product(hidden, weight, bias, ids, offsets, columns, candidates.shared, dtype)
         ctx.save_for_backward(hidden, weight, bias, ids, offsets, columns, *_tensors(gathered))
-        ctx.product, ctx.dtype = product, dtype
+        ctx.product, ctx.dtype, ctx.chosen = product, dtype, candidates
         return values.to(product.result_dtype(hidden, weight))
 
     @staticmethod

@@ -87,7 +87,7 @@ def unforced(layer: SparseLSHLinear, hidden: Tensor, draws: int) -> list[Candida
     """The candidates of the next draws, were there no labels."""
     no_labels, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(len(hidden) + 1, dtype=torch.int64)
     observer, weight, bias = layer.selector.observer(), layer.weight, layer.bias
-    next_draw = observer.draw(hidden)
+    next_draw = observer.draw()
     return [observer.select(hidden, weight, bias, no_labels, offsets, next_draw + ahead) for ahead in range(draws)]
 
 

@@ -81,7 +81,7 @@ class Rehearsal:
             weight=weight,
             bias=bias[0] if bias else None,
             selector=observer,
-            draw=observer.draw(hidden) + ahead,
+            draw=observer.draw() + ahead,
             class_dim=1,
             scale=1.0,
             dtype=self.autocast_dtype or hidden.dtype,

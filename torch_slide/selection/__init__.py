@@ -3,7 +3,7 @@
 A new selector is a file here with one subclass of :class:`Selector` under :func:`register_selector`.
 """
 
-from torch_slide.selection.base import Selector, in_backward, misfits
+from torch_slide.selection.base import Selector, misfits
 from torch_slide.selection.bucket_softmax import BucketSoftmaxSelector
 from torch_slide.selection.candidates import Candidates, Sources
 from torch_slide.selection.exact import ExactSelector
@@ -14,6 +14,7 @@ from torch_slide.selection.log_uniform import LogUniformSelector
 from torch_slide.selection.lsh import LSHSelector
 from torch_slide.selection.midx import MultiIndexSelector
 from torch_slide.selection.registry import SELECTORS, live_selector, make_selector, register_selector
+from torch_slide.selection.reruns import in_backward
 from torch_slide.selection.uniform import UniformSelector
 
 __all__ = [

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -21,20 +21,13 @@ from torch_slide import dirty, functional
 from torch_slide.config import SELECTIONS, STRATEGIES, LSHConfig
 from torch_slide.selection import registry
 from torch_slide.selection.candidates import Candidates, Sources
+from torch_slide.selection.reruns import fingerprint, in_backward
 from torch_slide.selection.shares import observe_
 from torch_slide.targets import row_of
 
 _VERSION = 3
 # Fields of Selector.state["clock"].
 FORMAT, DRAWS, REHASHES, NEXT_REHASH, FROZEN = range(5)
-
-# Forward passes that may be waiting for their backward pass when a checkpoint runs one of them again.
-_RECENT_DRAWS = 64
-
-
-def in_backward() -> bool:
-    """Whether a backward pass is running: a forward pass inside it is that of a checkpoint."""
-    return torch._C._current_graph_task_id() != -1
 
 
 class Selector:
@@ -73,7 +66,7 @@ class Selector:
         self.in_features, self.out_features = in_features, out_features
         self._adopt(config)
         self._register()
-        self._recent_draws: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+        self._forget_choices()
         self.state = self._empty_state()
 
     @classmethod
@@ -106,6 +99,10 @@ class Selector:
 
     def reconfigure(self, config: LSHConfig) -> None:
         """Goes on with another configuration, which differs in ``ADJUSTABLE`` fields alone."""
+        if config.rehash != self.config.rehash:
+            _, draws, rehashes, next_rehash, _ = self.state["clock"].tolist()
+            soon = draws + config.rehash.interval(max(0, rehashes - 1))
+            self.state["clock"][NEXT_REHASH] = min(next_rehash, soon)
         self._adopt(config)
 
     def _empty_state(self) -> dict[str, Tensor]:
@@ -127,28 +124,20 @@ class Selector:
         self.number = registry.register_live(self)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_recent_draws": OrderedDict()}
+        return {name: value for name, value in self.__dict__.items() if name != "_choices"}
 
     def __setstate__(self, attributes: dict[str, object]) -> None:
         self.__dict__.update(attributes)
+        self._forget_choices()
         self._register()
 
-    def draw(self, hidden: Tensor) -> Tensor:
-        """The current draw, int64 []: everything random about a selection follows from it and the seed.
+    def _forget_choices(self) -> None:
+        # Held by the graphs that wait for their backward pass.
+        self._choices: WeakValueDictionary[tuple[object, ...], Candidates] = WeakValueDictionary()
 
-        A checkpoint that runs the layer again inside the backward pass gets the draw of the first time.
-        """
-        draw = self.state["clock"][DRAWS].clone()
-        if torch.compiler.is_compiling():
-            return draw
-        flat = hidden.detach().reshape(-1)
-        fingerprint = (tuple(hidden.shape), *flat[:: max(1, len(flat) // 16)][:16].tolist())
-        if in_backward():
-            return self._recent_draws.get(fingerprint, draw)
-        self._recent_draws[fingerprint] = draw
-        if len(self._recent_draws) > _RECENT_DRAWS:
-            self._recent_draws.popitem(last=False)
-        return draw
+    def draw(self) -> Tensor:
+        """The current draw, int64 []: everything random about a selection follows from it and the seed."""
+        return self.state["clock"][DRAWS].clone()
 
     @torch.no_grad()
     def advance(
@@ -206,13 +195,24 @@ class Selector:
         draw: Tensor,
         advance: bool,
     ) -> Candidates:
-        """:meth:`advance`, if this loss has gradients, then :meth:`select`; labels beyond the budget change nothing."""
+        """:meth:`advance`, if this loss has gradients, then :meth:`select`; labels beyond the budget change nothing.
+
+        A checkpoint that runs the loss again inside the backward pass gets the candidates of the first time, even if
+        tables and counts have moved on since.
+        """
         if len(hidden) == 0:
             return Candidates.none(self.config.selection == "batch")
         self._check_budget(labels, label_offsets)
-        if advance:
-            self.advance(hidden, weight, bias, labels, label_offsets)
-        return self.select(hidden, weight, bias, labels, label_offsets, draw)
+        if not advance:
+            return self.select(hidden, weight, bias, labels, label_offsets, draw)
+        inputs = fingerprint(hidden, labels, label_offsets)
+        if in_backward() and (first := self._choices.get(inputs)) is not None:
+            return first
+        self.advance(hidden, weight, bias, labels, label_offsets)
+        chosen = self.select(hidden, weight, bias, labels, label_offsets, draw)
+        if not in_backward():
+            self._choices[inputs] = chosen
+        return chosen
 
     def _check_budget(self, labels: Tensor, label_offsets: Tensor) -> None:
         most = self.config.max_active
@@ -277,6 +277,7 @@ class Selector:
     def observer(self) -> Selector:
         """One that selects as this would in its next step, writes to tensors of its own, and never rehashes."""
         twin = copy.copy(self)
+        twin._forget_choices()
         twin.state = {name: value.clone() if name in self.written else value for name, value in self.state.items()}
         twin.state["clock"][NEXT_REHASH] = torch.iinfo(torch.int64).max
         return twin

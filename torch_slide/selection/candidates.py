@@ -38,7 +38,7 @@ class Candidates:
     def none(cls, shared: bool) -> Candidates:
         """Those of an empty batch."""
         ids, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(2 if shared else 1, dtype=torch.int64)
-        return cls(ids, offsets, ids.byte(), ids.float(), ids, shared)
+        return cls(ids, offsets, ids.byte(), ids.float(), ids.clone(), shared)
 
 
 class Sources(NamedTuple):
