@@ -1,3 +1,5 @@
+from collections.abc import Callable, Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -15,3 +17,10 @@ def _repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     # What is said once in a process is said once in a test.
     monkeypatch.setattr(linear, "_warned", set())
     monkeypatch.setattr(logits, "_warned", set())
+
+
+@pytest.fixture
+def set_default_dtype() -> Iterator[Callable[[torch.dtype], None]]:
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)

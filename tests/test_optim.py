@@ -98,6 +98,21 @@ def test_a_resumed_run_is_bit_equal(make: Callable[..., Any]) -> None:
 
 
 @every_optimizer
+def test_the_default_dtype_changes_nothing(
+    make: Callable[..., Any], set_default_dtype: Callable[[torch.dtype], None]
+) -> None:
+    usual = parameter(6, 2, dtype=torch.float64)
+    other = torch.nn.Parameter(usual.detach().clone())
+    grads = [gradient(usual, some_rows(6)) for _ in range(3)]
+    for param, default in ((usual, torch.float32), (other, torch.float16)):
+        set_default_dtype(default)
+        optimizer = make([param])
+        for param.grad in grads:
+            optimizer.step()
+    assert torch.equal(usual, other)
+
+
+@every_optimizer
 def test_pickle(make: Callable[..., Any]) -> None:
     param = parameter(20, 5)
     optimizer = make([param])

@@ -242,3 +242,25 @@ def test_other_dtypes(name, dtype):
     loss.backward()
     assert 0 < loss < 20
     assert torch.isfinite(head.weight.grad).all()
+
+
+@pytest.mark.parametrize(("name", "selection"), BOTH)
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_default_dtype_is_that_of_the_weights_alone(set_default_dtype, name, selection, default):
+    config = config_of(name, selection=selection, logq=True, refine=2)
+    dtype = default if selection == "batch" else torch.float32
+    batches = [(x.to(dtype), y) for x, y in map(batch, range(5))]
+
+    def tensors_under(default):
+        torch.manual_seed(0)
+        set_default_dtype(default)
+        head = ts.SparseLSHLinear(LAYER_IN, LAYER_OUT, lsh=config, dtype=dtype)
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        for x, y in batches:
+            head.loss(x, y).backward()
+            optimizer.step()
+        return tensors_of(head)
+
+    found, expected = tensors_under(default), tensors_under(torch.float32)
+    assert {key: value.dtype for key, value in found.items()} == {key: value.dtype for key, value in expected.items()}
+    assert_same_tensors(found, expected)

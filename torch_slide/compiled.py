@@ -46,7 +46,7 @@ def _choose(
     assert labels is not None
     with torch.enable_grad():
         terms = losses.terms_of(source, hidden, labels, smoothing=label_smoothing, weight=class_weight)
-    smoothing = torch.zeros(0) if terms.smoothing is None else terms.smoothing
+    smoothing = terms.log_weights.new_zeros(0) if terms.smoothing is None else terms.smoothing
     return (
         terms.ids, terms.group_offsets.clone(), terms.log_weights.clone(), smoothing.clone(),
         terms.label_offsets.clone(), terms.label_positions, terms.label_weights.clone(), labels.denominator.clone(),

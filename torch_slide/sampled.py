@@ -102,7 +102,7 @@ def _product_backward(
     if isinstance(gathered, Tensor):
         grad_logits = grad_logits.to(product_dtype)
         # The factors go onto the small side: [B, d], not [B, C].
-        factors = torch.ones(len(hidden)) if per_sample is None else per_sample
+        factors = torch.ones(len(hidden), dtype=torch.float32) if per_sample is None else per_sample
         factors = factors.to(torch.promote_types(hidden.dtype, factors.dtype))
         if needs_hidden:
             grad_hidden = (torch.mm(grad_logits, gathered) * factors.unsqueeze(1)).to(hidden.dtype)

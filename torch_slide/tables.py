@@ -63,8 +63,9 @@ class HashTables:
             "codes": torch.full((config.num_tables, rows), -1, dtype=torch.int32),
             "buckets": torch.zeros((*buckets, config.bucket_size), dtype=torch.int32),
             "counts": torch.zeros(buckets, dtype=torch.int32),
-            "norms": torch.zeros(rows),
-            "drawn_for": torch.zeros(2),  # the norm that vectors are scaled by, and the number of rows, at a redraw
+            "norms": torch.zeros(rows, dtype=torch.float32),
+            # The norm that vectors are scaled by, and the number of rows, at a redraw.
+            "drawn_for": torch.zeros(2, dtype=torch.float32),
             **{f"hash.{name}": value for name, value in self.family.draw(config.seed).items()},
         }
 
@@ -118,7 +119,8 @@ class HashTables:
     def redraw(self, weight: Tensor, bias: Tensor | None, seed: int) -> None:
         """New hash functions, for the measured norms; every row has to be inserted again afterwards."""
         members = self.members
-        self.state["drawn_for"].copy_(torch.tensor([_typical_norm(self.state["norms"][members]), len(members)]))
+        norms = self.state["norms"][members]
+        self.state["drawn_for"].copy_(torch.tensor([_typical_norm(norms), len(members)], dtype=torch.float32))
         for name, value in self.family.fit(_Vectors(self, weight, bias, members), seed).items():
             self.state[f"hash.{name}"].copy_(value)
 

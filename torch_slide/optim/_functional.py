@@ -194,7 +194,7 @@ def _adam_rows(param: Tensor, grad: Tensor, state: State, group: Group, step: fl
             with _gathered(rows, param, v, *momentum) as (p, row_v, *row_m):
                 first = row_m[0] if row_m else torch.zeros_like(p)
                 options = {**group, "betas": (beta1, beta2), "eps": eps}
-                dense(p, values.to(p.dtype), first, row_v, torch.tensor(step - 1), options)
+                dense(p, values.to(p.dtype), first, row_v, torch.tensor(step - 1, dtype=torch.float32), options)
 
 
 def _dense_rowwise_adam(param: Tensor, grad: Tensor, m: Tensor, v: Tensor, step: Tensor, group: Group) -> None:

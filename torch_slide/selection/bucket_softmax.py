@@ -126,15 +126,16 @@ class BucketSoftmaxSelector(LSHSelector):
         num_classes = buckets * _LEVELS
         state.update(
             hubs=torch.zeros(0, dtype=torch.int64),
-            shares=torch.zeros(0),
+            shares=torch.zeros(0, dtype=torch.float32),
             # The last bucket, of one class, is of the rows in no table.
-            means=torch.zeros((self.in_features, buckets + 1)),  # a column each
-            log_masses=torch.full((buckets + 1,), -torch.inf),
-            row_shares=torch.zeros(num_classes + 1),  # of the mass of its bucket, what each row of a class holds
+            means=torch.zeros((self.in_features, buckets + 1), dtype=torch.float32),  # a column each
+            log_masses=torch.full((buckets + 1,), -torch.inf, dtype=torch.float32),
+            # Of the mass of its bucket, what each row of a class holds.
+            row_shares=torch.zeros(num_classes + 1, dtype=torch.float32),
             classes=torch.full((rows,), num_classes, dtype=torch.int32),
             by_class=torch.zeros(rows, dtype=torch.int32),
             sizes=torch.zeros(num_classes + 1, dtype=torch.int64),
-            query_scale=torch.zeros(2),  # in use, and the running mean of what steps found
+            query_scale=torch.zeros(2, dtype=torch.float32),  # in use, and the running mean of what steps found
         )
         return state
 
@@ -154,13 +155,13 @@ class BucketSoftmaxSelector(LSHSelector):
         means = _mean_rows(weight, members, codes, buckets)
         excess = self._excess_logits(bias, members, means.square().sum(1)[cells])
 
-        best = torch.full((buckets,), -torch.inf).scatter_reduce_(0, cells, excess, "amax")
+        best = excess.new_full((buckets,), -torch.inf).scatter_reduce_(0, cells, excess, "amax")
         levels = ((best[cells] - excess) / _STEP).clamp_(max=_LEVELS - 1).int()
         classes = codes * _LEVELS + levels
         relative = torch.exp(excess - best[cells])
-        masses = torch.zeros(buckets).index_add_(0, cells, relative)
+        masses = relative.new_zeros(buckets).index_add_(0, cells, relative)
         sizes = classes.bincount(minlength=buckets * _LEVELS).clamp_(min=1)
-        of_classes = torch.zeros(buckets * _LEVELS).index_add_(0, classes, relative)
+        of_classes = relative.new_zeros(buckets * _LEVELS).index_add_(0, classes, relative)
         state["means"][:, :-1] = means.T
         state["log_masses"][:-1] = masses.log() + best.clamp(min=torch.finfo(torch.float32).min)
         state["row_shares"][:-1] = of_classes / sizes / masses.repeat_interleave(_LEVELS).clamp_(min=1)
@@ -188,7 +189,7 @@ class BucketSoftmaxSelector(LSHSelector):
 
     def _excess_logits(self, bias: Tensor | None, rows: Tensor, squares_of_means: Tensor) -> Tensor:
         """By how much the logits of rows (int64 [n]) are expected to exceed that of the mean of their bucket: [n]."""
-        shift = torch.zeros(()) if bias is None else bias[rows].float()
+        shift = torch.zeros((), dtype=torch.float32) if bias is None else bias[rows].float()
         squares = self.state["norms"][rows].square() - shift.square()
         return shift + _SHRINKAGE * float(self.state["query_scale"][0]) / 2 * (squares - squares_of_means)
 
@@ -251,12 +252,12 @@ class BucketSoftmaxSelector(LSHSelector):
             float32 [classes]; times the sizes of the classes they add up to 1.
         """
         state = self.state
-        uniform = torch.full((len(state["sizes"]),), 1 / self.out_features)
+        uniform = torch.full_like(state["row_shares"], 1 / self.out_features)
         if len(hidden) == 0:
             return uniform
         scores = ops.project(hidden.detach().float().contiguous(), state["means"]).add_(state["log_masses"])
         # Not torch's mean, whose order of summation may depend on the number of threads.
-        of_buckets = ops.project(torch.full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
+        of_buckets = ops.project(scores.new_full((1, len(hidden)), 1 / len(hidden)), torch.softmax(scores, 1))[0]
         expected = torch.cat([of_buckets[:-1].repeat_interleave(_LEVELS), of_buckets[-1:]]) * state["row_shares"]
         mixed = (1 - self.uniform_share) * expected + self.uniform_share * uniform
         return mixed if bool(torch.isfinite(mixed).all()) else uniform
@@ -277,17 +278,17 @@ class BucketSoftmaxSelector(LSHSelector):
         worth = _worth(hidden.detach(), weight, bias, pool, came, own)
         stands_for = 1 / (came * (1 / came).sum())
         worth = (1 - self.uniform_share) * worth + self.uniform_share * stands_for
-        counts = torch.ones(len(pool))
+        counts = torch.ones_like(worth)
         counts[-len(labelled) or len(pool) :] = 0
         stays = proportional(worth, counts, self.num_active)
-        inclusion = torch.zeros(self.out_features)
+        inclusion = stays.new_zeros(self.out_features)
         inclusion[pool] = came * stays
         return Sources.of(len(hidden), tail=Tail(pool[systematic(stays, counts, second)], None, inclusion))
 
 
 def _mean_rows(weight: Tensor, rows: Tensor, codes: Tensor, buckets: int) -> Tensor:
     """The mean of the rows (int64 [n]) of each code (int32 [n]), zeros where there are none: float32 [buckets, d]."""
-    sums = torch.zeros((buckets, weight.shape[1]))
+    sums = torch.zeros((buckets, weight.shape[1]), dtype=torch.float32)
     for some, codes_of_some in zip(rows.split(_CHUNK), codes.split(_CHUNK), strict=True):
         sums += ops.cluster_sums(weight[some].float(), codes_of_some, buckets)
     return sums / codes.bincount(minlength=buckets).clamp_(min=1)[:, None]
@@ -314,7 +315,7 @@ def _worth(
     # index_select copies whole rows, where weight[pool] would look at every element.
     rows = weight.index_select(0, pool).to(_SCORED_IN).T
     samples, places = own
-    worth = torch.zeros(len(pool))
+    worth = torch.zeros_like(came)
     with torch.autocast("cpu", enabled=False):
         for first, some in enumerate(hidden.to(_SCORED_IN).split(_SCORED_AT_ONCE)):
             begin, end = torch.searchsorted(samples, torch.tensor([first, first + 1]) * _SCORED_AT_ONCE).tolist()

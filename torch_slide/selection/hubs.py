@@ -30,8 +30,8 @@ class HubsSelector(Selector):
         rows = self.out_features
         return {
             **super()._empty_state(),
-            "norms": torch.zeros(rows),
-            "shares": torch.zeros(rows),
+            "norms": torch.zeros(rows, dtype=torch.float32),
+            "shares": torch.zeros(rows, dtype=torch.float32),
             "hubs": torch.arange(self._num_hubs),
         }
 

@@ -54,7 +54,7 @@ class LearnedSelector(LSHSelector):
 
     def _empty_state(self) -> dict[str, Tensor]:
         state = super()._empty_state()
-        state["pair_hidden"] = torch.zeros((_KEPT, self.in_features))
+        state["pair_hidden"] = torch.zeros((_KEPT, self.in_features), dtype=torch.float32)
         state["pair_labels"] = torch.zeros(_KEPT, dtype=torch.int64)
         state["pairs"] = torch.zeros(1, dtype=torch.int64)
         return state

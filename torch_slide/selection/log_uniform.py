@@ -52,7 +52,7 @@ class LogUniformSelector(Selector):
             "label_counts": torch.zeros(rows, dtype=torch.int32),  # also without logq
             "by_rank": torch.arange(rows, dtype=torch.int32),
             "ranks": torch.arange(rows, dtype=torch.int32),
-            "inclusion": torch.zeros(rows),  # by rank
+            "inclusion": torch.zeros(rows, dtype=torch.float32),  # by rank
             "tail_draws": torch.zeros(1, dtype=torch.int64),
         }
 
@@ -64,7 +64,7 @@ class LogUniformSelector(Selector):
     def _plan(self) -> None:
         """How many draws, for the ranks and label counts as they are, and what follows from it."""
         state, chances = self.state, self._chances()
-        as_label = state["label_counts"][state["by_rank"].long()] / max(1, int(state["clock"][DRAWS]))
+        as_label = state["label_counts"][state["by_rank"].long()].float() / max(1, int(state["clock"][DRAWS]))
         state["tail_draws"].fill_(draws_for(self.num_active, chances, 1 - as_label.clamp(max=1)))
         self._follow(chances)
 

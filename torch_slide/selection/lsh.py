@@ -122,7 +122,7 @@ class LSHSelector(Selector):
         self.tables.state.update(super()._empty_state())
         rows = self.out_features
         hubs = torch.full((min(self.config.num_hubs, rows),), -1)
-        self.tables.state.update(hubs=hubs, shares=torch.zeros(rows if len(hubs) else 0))
+        self.tables.state.update(hubs=hubs, shares=torch.zeros(rows if len(hubs) else 0, dtype=torch.float32))
         return self.tables.state
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
@@ -234,7 +234,7 @@ class LSHSelector(Selector):
         agree = 1 - cosines.clamp(-1, 1).acos() / math.pi
         is_hit = 1 - (1 - agree**self.config.hashes_per_table) ** self.config.num_tables
         is_hit *= self.tables.are_members(chosen.ids)
-        tail = torch.zeros(len(hidden)).index_add_(0, owner, (chosen.kinds == TAIL).float())
+        tail = torch.zeros(len(hidden), dtype=torch.float32).index_add_(0, owner, (chosen.kinds == TAIL).float())
         others = self.out_features - (chosen.group_offsets.diff() - tail)
         is_tail = (tail / others.clamp(min=1))[owner]
         certain = (chosen.kinds == LABEL) | (chosen.kinds == HUB)

@@ -65,8 +65,8 @@ class MultiIndexSelector(Selector):
         codewords, rows = self.num_codewords, self.out_features
         return {
             **super()._empty_state(),
-            "first": torch.zeros((self.middle, codewords)),
-            "second": torch.zeros((self.in_features + 1 - self.middle, codewords)),
+            "first": torch.zeros((self.middle, codewords), dtype=torch.float32),
+            "second": torch.zeros((self.in_features + 1 - self.middle, codewords), dtype=torch.float32),
             "cells": torch.zeros(rows, dtype=torch.int32),
             "by_cell": torch.zeros(rows, dtype=torch.int32),  # rows, those of the first cell first
             "sizes": torch.zeros(codewords**2, dtype=torch.int64),
@@ -126,7 +126,7 @@ class MultiIndexSelector(Selector):
             float32 [K * K]; times the sizes of the cells they add up to 1, or less where the likely cells are empty.
         """
         if len(hidden) == 0:
-            return torch.full((self.num_codewords**2,), 1 / self.out_features)
+            return torch.full((self.num_codewords**2,), 1 / self.out_features, dtype=torch.float32)
         sizes = self.state["sizes"].float().view(self.num_codewords, self.num_codewords)
         queries = torch.nn.functional.pad(hidden.detach().float(), (0, 1), value=1.0)
         first, second = (
