@@ -96,6 +96,17 @@ def test_the_loss_tends_to_the_exact_one_as_the_budget_grows(changes):
     assert off[2] < 0.01
 
 
+def test_rows_that_wait_for_the_next_rehash_are_no_hits():
+    weight, bias, hidden = tensors()
+    selector = make_selector(D, N, config_of())
+    selector.begin(weight, bias)
+    selector.count_labels(torch.arange(N // 2))
+    none, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(B + 1, dtype=torch.int64)
+    chosen = selector.select(hidden, weight, bias, none, offsets, torch.tensor(0))
+    sizes = chosen.group_offsets.diff()
+    torch.testing.assert_close(chosen.log_weights, (N / sizes).log().repeat_interleave(sizes))
+
+
 def test_labels_weigh_one_and_so_does_everything_without_correction():
     weight, bias, hidden = tensors()
     for correction in (True, False):

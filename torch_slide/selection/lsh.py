@@ -233,7 +233,7 @@ class LSHSelector(Selector):
         cosines = logits / (augment_queries(hidden).norm(dim=1)[owner] * lengths)
         agree = 1 - cosines.clamp(-1, 1).acos() / math.pi
         is_hit = 1 - (1 - agree**self.config.hashes_per_table) ** self.config.num_tables
-        is_hit *= self.tables.are_members(chosen.ids)
+        is_hit *= state["codes"][0, chosen.ids] >= 0  # who was just admitted waits for a rehash
         tail = torch.zeros(len(hidden), dtype=torch.float32).index_add_(0, owner, (chosen.kinds == TAIL).float())
         others = self.out_features - (chosen.group_offsets.diff() - tail)
         is_tail = (tail / others.clamp(min=1))[owner]
