@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torch.utils.checkpoint
 from selector_cases import BATCH, IN, OUT, assert_resumes, config_of, layer_tensors, one_each, selector_of, some_labels
 
@@ -43,6 +44,39 @@ def test_queries_meet_their_labels_more_often():
         rates[name] = hit_rate(selector, weight, hidden[3000:], labels[3000:])
         assert (selector.state["counts"] > 0).double().mean() > 0.7, "rows stay spread over the buckets"
     assert rates["learned"] > rates["lsh"] + 0.02
+
+
+def test_the_gradient_is_autograds():
+    generator = torch.Generator().manual_seed(0)
+    centroids, queries, rows, others = (
+        torch.randn(count, IN, generator=generator, dtype=torch.float64) for count in (8, 20, 20, 30)
+    )
+    queries, rows, others = (F.normalize(x) for x in (queries, rows, others))
+    centroids.requires_grad_()
+    directions = learned._SHARPNESS * F.normalize(centroids).T
+    of_queries, of_rows, of_others = ((x @ directions).softmax(1) for x in (queries, rows, others))
+    spread = of_others.mean(0)
+    imbalance = (spread * (spread * len(centroids)).log()).sum()
+    loss = learned._BALANCE * imbalance - (of_queries * of_rows).sum(1).log().mean()
+    (expected,) = torch.autograd.grad(loss, centroids)
+    torch.testing.assert_close(learned._gradient(centroids.detach(), queries, rows, others), expected)
+
+
+@pytest.mark.parametrize("how", ["compiled", "autocast"])
+def test_it_learns_as_in_eager_float32(how):
+    torch._dynamo.reset()
+
+    def learned_centroids(compiled=False, autocast=False):
+        torch.manual_seed(0)
+        head = ts.SparseLSHLinear(IN, OUT, lsh=config_of("learned", rehash=ts.RehashSchedule(every=2, redraw_every=1)))
+        loss = torch.compile(lambda x, y: head.loss(x, y), backend="aot_eager") if compiled else head.loss
+        hidden, labels = torch.randn(BATCH, IN), some_labels()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            for _ in range(4):
+                loss(hidden, labels).backward()
+        return head.selector.state["hash.centroids"]
+
+    assert torch.equal(learned_centroids(**{how: True}), learned_centroids())
 
 
 def test_without_pairs_it_is_lsh():

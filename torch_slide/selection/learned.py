@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -97,10 +96,9 @@ class LearnedSelector(LSHSelector):
         others = self.tables.vectors(weight, bias, members)
         family = self.tables.family
         assert isinstance(family, KMeans)
-        learned = [
-            _learned(centroids, queries, rows, others, seed, table)
-            for table, centroids in enumerate(self.state["hash.centroids"].T.chunk(self.config.num_tables))
-        ]
+        tables = enumerate(self.state["hash.centroids"].T.chunk(self.config.num_tables))
+        with torch.autocast("cpu", enabled=False):
+            learned = [_learned(centroids, queries, rows, others, seed, table) for table, centroids in tables]
         for name, value in family.arranged(learned).items():
             self.state[f"hash.{name}"].copy_(value)
 
@@ -114,24 +112,35 @@ class LearnedSelector(LSHSelector):
         return []
 
 
-@torch.enable_grad()
 def _learned(centroids: Tensor, queries: Tensor, rows: Tensor, others: Tensor, seed: int, table: int) -> Tensor:
     """Centroids [C, d] of one table, of length 1, after learning from pairs of a query and a row, [n, d] each.
 
     The ``others``, rows [m, d], stay spread over the buckets.
     """
-    learning = centroids.clone().requires_grad_()
+    learning = centroids.clone()
     optimizer = torch.optim.Adam([learning], lr=_RATE)
     order = torch.from_numpy(draws.permutations(seed, _ORDER, table, shape=(len(queries),)))
     for step in range(_STEPS):
         span = torch.arange(min(_PAIRS, len(order))) + step * _PAIRS
         some = order[span % len(order)]
-        directions = _SHARPNESS * F.normalize(learning).T
-        of_queries, of_rows = ((x[some] @ directions).log_softmax(1) for x in (queries, rows))
-        together = torch.logsumexp(of_queries + of_rows, 1).mean()
-        spread = (others[span % len(others)] @ directions).softmax(1).mean(0)
-        unbalanced = (spread * (spread.clamp_min(1e-12).log() + math.log(len(learning)))).sum()
-        optimizer.zero_grad()
-        (_BALANCE * unbalanced - together).backward()
+        learning.grad = _gradient(learning, queries[some], rows[some], others[span % len(others)])
         optimizer.step()
-    return F.normalize(learning.detach())
+    return F.normalize(learning)
+
+
+def _gradient(centroids: Tensor, queries: Tensor, rows: Tensor, others: Tensor) -> Tensor:
+    """Of ``_BALANCE`` times the imbalance, less the mean log-probability of a pair to choose the same bucket: [C, d].
+
+    The imbalance is how far the mean assignment of the others is from a uniform one (its Kullback-Leibler divergence).
+    Written out, as a rehash may run below autograd, in an op of a compiled graph.
+    """
+    directions = F.normalize(centroids)
+    of_queries, of_rows, of_others = ((_SHARPNESS * x @ directions.T).softmax(1) for x in (queries, rows, others))
+    of_both = of_queries * of_rows
+    of_both /= of_both.sum(1, keepdim=True)
+    log_shares = of_others.mean(0).clamp_min(1e-12).log()
+    surplus = of_others * (log_shares - (of_others @ log_shares)[:, None])
+    towards = ((of_queries - of_both).T @ queries + (of_rows - of_both).T @ rows) / len(queries)
+    towards += _BALANCE / len(others) * surplus.T @ others
+    across = towards - (towards * directions).sum(1, keepdim=True) * directions
+    return _SHARPNESS * across / centroids.norm(dim=1, keepdim=True)
