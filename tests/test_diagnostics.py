@@ -273,6 +273,21 @@ def test_drift_counts_the_codes_that_a_rehash_would_change(kind):
     assert sampled == code_drift(head, sample=400) != code_drift(head, sample=400, seed=1)
 
 
+@pytest.mark.parametrize("kind", ["simhash", "kmeans", "sample"])
+def test_drift_is_that_which_the_schedule_compares_with(kind):
+    head = layer(kind)
+    head.loss(*batch(0))  # the tables are filled before the first label
+    assert code_drift(head) == head.selector.drift(head.weight, head.bias) == 1
+    head.rehash()
+    assert code_drift(head) == 0
+    members = head.selector.tables.members
+    assert 0 < len(members) < OUT / 10
+    with torch.no_grad():
+        head.weight[members] = torch.randn(len(members), IN)
+    drifted = head.selector.drift(head.weight, head.bias)
+    assert code_drift(head, sample=len(members)) == drifted > 0.3
+
+
 def test_drift_needs_tables():
     with pytest.raises(ValueError, match=r"^code_drift: expected layer to have hash tables, got selector 'uniform'$"):
         code_drift(trained("uniform"))
@@ -280,7 +295,7 @@ def test_drift_needs_tables():
         code_drift(layer())
     with pytest.raises(ValueError, match=r"^code_drift: expected sample to be at least 1, got 0$"):
         code_drift(trained(), sample=0)
-    head = trained()
+    head = learned(trained())
     with torch.no_grad():
         head.weight[3, 1] = math.nan
     with pytest.raises(ValueError, match=r"^code_drift: expected weight and bias to be finite"):

@@ -156,7 +156,9 @@ class HashTables:
         return codes
 
     def drift(self, weight: Tensor, bias: Tensor | None, rows: Tensor) -> float:
-        """Share of the entries of these rows (int64 [n]) that are not where :meth:`insert` puts them; 0 of none."""
+        """Share of the entries of these members (int64 [n]) that are out of date, all if outgrown; 0 of none."""
+        if self.outgrown():
+            return 1.0
         moved = self.state["codes"][:, rows] != self.codes(weight, bias, rows).T
         return float(moved.double().mean()) if moved.numel() else 0.0
 

@@ -16,12 +16,13 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
 
     Args:
         layer: with hash tables that are filled.
-        sample: rows to look at, drawn with replacement; all, once each, if the layer has no more.
+        sample: rows of the tables to look at, drawn with replacement; all, once each, if there are no more.
         seed: of that draw; torch's generator is left alone.
 
     Returns:
-        Share of these rows' (row, table) pairs whose stored bucket is not that of the current weights, under the hash
-        functions of the last rehash.
+        Share of these rows' (row, table) pairs whose stored bucket is not that of the current weights, on the scale of
+        ``RehashSchedule(drift=...)``: rows that are still to be entered count in full, all do where the hash functions
+        are to be drawn anew, and it is 0 if no row belongs into the tables.
 
     Raises:
         ValueError: for a selector without tables, tables that are not filled, weights that are not finite, or
@@ -35,10 +36,9 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
         raise ValueError(f"{op}: expected layer to have hash tables, got selector {layer.lsh.selector!r}")
     if not layer.selector.ready:
         raise not_ready(op)
-    if sample < layer.out_features:
-        rows = torch.randint(layer.out_features, (sample,), generator=torch.Generator().manual_seed(seed))
-    else:
-        rows = torch.arange(layer.out_features)
+    rows = tables.members
+    if sample < len(rows):
+        rows = rows[torch.randint(len(rows), (sample,), generator=torch.Generator().manual_seed(seed))]
     if not bool(torch.isfinite(row_norms(layer.weight[rows], None if layer.bias is None else layer.bias[rows])).all()):
         raise ValueError(f"{op}: expected weight and bias to be finite, got a row that is not")
     return tables.drift(layer.weight, layer.bias, rows)

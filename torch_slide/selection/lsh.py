@@ -156,8 +156,6 @@ class LSHSelector(Selector):
     def drift(self, weight: Tensor, bias: Tensor | None) -> float:
         """Share of the entries of some members in the tables that are out of date; those not yet entered all are."""
         members = self.tables.members
-        if self.tables.outgrown():
-            return 1.0
         if len(members) > _SAMPLE:
             numbers = uniform_numbers(self.config.seed, self.state["clock"][DRAWS], _SAMPLE, of=SAMPLE)
             members = members[(numbers * len(members)).long()]
