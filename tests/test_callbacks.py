@@ -93,6 +93,24 @@ def test_it_waits_for_tables_and_for_finite_vectors():
     assert [record["step"] for record in monitor.history] == [4]
 
 
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_weights_that_are_not_finite_leave_a_measurement_out(broken):
+    head = layer("uniform")
+    x, y = batch(0)
+    with torch.no_grad():
+        head.bias[OUT - 1] = broken
+    with Monitor(head, every=2) as monitor:
+        for _ in range(4):
+            F.cross_entropy(head(x), y).backward()
+        assert not monitor.history
+        with torch.no_grad():
+            head.bias[OUT - 1] = 0
+        head(x)
+        assert not monitor.history
+        head(x)
+    assert [record["step"] for record in monitor.history] == [6]
+
+
 def test_a_checkpoint_counts_once():
     head = layer()
     head.rehash()

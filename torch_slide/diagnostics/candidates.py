@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide import functional
-from torch_slide.diagnostics.checks import check_hidden, check_layer, exact_arithmetic
+from torch_slide.diagnostics.checks import NotFiniteError, check_hidden, check_layer, exact_arithmetic
 from torch_slide.diagnostics.dense import CHUNK_ROWS, DenseSoftmax
 from torch_slide.linear import SparseLSHLinear
 from torch_slide.selection import Candidates
@@ -99,7 +99,7 @@ def measure(
     sizes = torch.stack([candidates.group_offsets.diff().expand(samples) for candidates in chosen])
     largest = dense.largest(max(int(sizes.max()), *top_k, 1))
     if not bool(torch.isfinite(largest.log_normalisers).all()):
-        raise ValueError(f"{op}: expected the dense logits to be finite, got NaN or inf")
+        raise NotFiniteError(f"{op}: expected the dense logits to be finite, got NaN or inf")
     best = F.pad((largest.values - largest.log_normalisers.unsqueeze(1)).exp().cumsum(1), (1, 0)).gather(1, sizes.T)
     first = largest.ids[:, : max(top_k, default=0)]
     found = torch.stack([_are_candidates(first, candidates, neurons) for candidates in chosen]).double()

@@ -11,6 +11,10 @@ from torch import Tensor
 from torch_slide.linear import SparseLSHLinear
 
 
+class NotFiniteError(ValueError):
+    """Hidden vectors or weights hold what no figure can be computed from."""
+
+
 def measurable(layer: SparseLSHLinear) -> bool:
     """Whether candidates can be asked for: the selector has followed the weights, or every neuron is one."""
     return layer.selector.ready or layer.lsh.num_active >= layer.out_features
@@ -43,7 +47,7 @@ def check_hidden(op: str, layer: SparseLSHLinear, hidden: Tensor) -> None:
             f"{op}: expected hidden and weight to be on the CPU, got {hidden.device} and {layer.weight.device}"
         )
     if not bool(torch.isfinite(hidden).all()):
-        raise ValueError(f"{op}: expected hidden to be finite, got NaN or inf")
+        raise NotFiniteError(f"{op}: expected hidden to be finite, got NaN or inf")
     if not measurable(layer):
         raise not_ready(op)
 

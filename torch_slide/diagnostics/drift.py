@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_slide.diagnostics.checks import not_ready
+from torch_slide.diagnostics.checks import NotFiniteError, not_ready
 from torch_slide.hashing import row_norms
 from torch_slide.linear import SparseLSHLinear
 from torch_slide.tables import HashTables
@@ -40,7 +40,7 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
     if sample < len(rows):
         rows = rows[torch.randint(len(rows), (sample,), generator=torch.Generator().manual_seed(seed))]
     if not bool(torch.isfinite(row_norms(layer.weight[rows], None if layer.bias is None else layer.bias[rows])).all()):
-        raise ValueError(f"{op}: expected weight and bias to be finite, got a row that is not")
+        raise NotFiniteError(f"{op}: expected weight and bias to be finite, got a row that is not")
     return tables.drift(layer.weight, layer.bias, rows)
 
 
