@@ -136,6 +136,43 @@ def test_a_resumed_run_is_in_the_stage_it_was_in():
     assert train(resumed, range(5, 8)) == losses[5:]
 
 
+def test_an_earlier_checkpoint_goes_back_to_its_stage():
+    head = head_of("uniform")
+    ConfigSchedule(head, {2: {"num_active": 20}, 4: {"num_active": 80, "correction": 0.5}})
+    checkpoints, seen = [], []
+    for step in range(5):
+        checkpoints.append(copy.deepcopy(head.state_dict()))
+        train(head, [step])
+        seen.append((head.lsh.num_active, head.lsh.correction))
+    assert seen == [(50, True)] * 2 + [(20, True)] * 2 + [(80, 0.5)]
+    for step in (2, 0, 4):
+        head.load_state_dict(checkpoints[step])
+        train(head, [step])
+        assert (head.lsh.num_active, head.lsh.correction) == seen[step]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({0: {"threshold": 8}, 2: {"strategy": "threshold"}}, "expected threshold to be at most num_tables, got 8"),
+        ({0: {"num_active": OUT}, 5: {"num_active": 20}}, f"num_active to be below {OUT} before step 5, .* got {OUT}"),
+        ({0: {"num_active": OUT}, 5: {"correction": 0.5}}, f"num_active to be below {OUT} before step 5, .* got {OUT}"),
+    ],
+)
+def test_stages_that_could_not_follow_each_other_are_refused(stages, message):
+    with pytest.raises(ValueError, match=message):
+        ConfigSchedule(head_of(), stages)
+
+
+def test_a_layer_may_be_dense_in_its_last_stage_and_before_its_first():
+    head = head_of(num_active=OUT)
+    with pytest.raises(ValueError, match=f"num_active to be below {OUT} before step 1"):
+        ConfigSchedule(head, {1: {"num_active": 20}})
+    ConfigSchedule(head, {0: {"num_active": 20}, 2: {"num_active": OUT}})
+    train(head, range(3))
+    assert head.lsh.num_active == OUT
+
+
 def test_bad_schedules():
     with pytest.raises(ValueError, match="ConfigSchedule: expected steps of at least 0, got -1"):
         ConfigSchedule(head_of(), {-1: {}})

@@ -18,6 +18,9 @@ from torch_slide.selection.base import DRAWS
 
 Record = dict[str, float]
 
+# The stage of a ConfigSchedule before its first one.
+_BEFORE = -1
+
 
 class FidelityMonitor:
     """Measures now and then, in an unchanged training loop, how much of the exact softmax the candidates hold.
@@ -113,9 +116,10 @@ class FidelityMonitor:
 class ConfigSchedule:
     """Changes settings of a layer at given steps of an unchanged training loop.
 
-    Steps are those that the layer has made, which are part of its checkpoint: a resumed run goes on in the right stage.
-    Each stage holds until the next one, and says only what it changes. ``layer.loss(...)`` runs no hooks, and nothing
-    changes there.
+    Steps are those that the layer has made, which are part of its checkpoint: a resumed run goes on in the right stage,
+    and one that goes back to an earlier checkpoint goes back to its stage. Each stage holds until the next one, and
+    says only what it changes; before the first one settings are as they were. ``layer.loss(...)`` runs no hooks, and
+    nothing changes there.
 
     Args:
         layer: of role "output".
@@ -123,7 +127,9 @@ class ConfigSchedule:
 
     Raises:
         TypeError: if ``layer`` is not a SparseLSHLinear.
-        ValueError: for a step below 0, or for what ``update_config`` or ``LSHConfig`` do not take.
+        ValueError: for a step below 0, or for what ``update_config`` or ``LSHConfig`` do not take, on top of the stages
+            before; for a stage after one with ``num_active >= out_features``, where a layer is dense and makes no
+            steps.
 
     Example::
 
@@ -139,10 +145,19 @@ class ConfigSchedule:
         check_layer("ConfigSchedule", layer, ())
         if wrong := [step for step in stages if step < 0]:
             raise ValueError(f"ConfigSchedule: expected steps of at least 0, got {wrong[0]}")
-        for changes in stages.values():
-            layer.check_config(**changes)
         self.layer, self.stages = layer, dict(sorted(stages.items()))
-        self._reached = -1
+        lsh, changed = layer.lsh, dict[str, Any]()
+        configs = {_BEFORE: lsh}
+        for step, changes in self.stages.items():
+            if step > 0 and lsh.num_active >= layer.out_features:
+                raise ValueError(
+                    f"ConfigSchedule: expected num_active to be below {layer.out_features} before step {step}, as a "
+                    f"dense layer makes no steps, got {lsh.num_active}"
+                )
+            changed |= changes
+            configs[step] = lsh = layer.check_config(**changed)
+        self._settings = {step: {name: getattr(lsh, name) for name in changed} for step, lsh in configs.items()}
+        self._stage = _BEFORE
         self._hook = layer.register_forward_pre_hook(self._before_forward)
 
     def remove(self) -> None:
@@ -154,7 +169,7 @@ class ConfigSchedule:
         if in_backward() or not (layer.training and torch.is_grad_enabled()):
             return
         made = int(layer.selector.state["clock"][DRAWS])
-        for step, changes in self.stages.items():
-            if self._reached < step <= made:
-                layer.update_config(**changes)
-                self._reached = step
+        stage = max(step for step in self._settings if step <= made)
+        if stage != self._stage:
+            layer.update_config(**self._settings[stage])
+            self._stage = stage
