@@ -14,6 +14,7 @@ from layer_cases import IN, KINDS, OUT, batch, layer, learned, train
 import torch_slide as ts
 from torch_slide.diagnostics.dense import DenseGradient, DenseSoftmax
 from torch_slide.diagnostics.draws import GradientMean, dot
+from torch_slide.selection import SELECTORS
 
 fidelity, coverage, code_drift = ts.diagnostics.fidelity, ts.diagnostics.coverage, ts.diagnostics.code_drift
 
@@ -167,6 +168,18 @@ def test_with_every_neuron_active_nothing_is_lost(selection, num_active):
     assert 1 - left_out / 10 <= covered.recall[10] <= 1
     most = dense_logits(head, x).softmax(1).max(1).values.mean()
     assert 1 - left_out * most - 1e-6 <= covered.mass <= covered.best_mass + 1e-6 <= 1 + 2e-6
+
+
+@pytest.mark.parametrize("name", sorted(SELECTORS))
+def test_a_dense_layer_is_measured_as_it_trains(name):
+    torch.manual_seed(1)
+    lsh = ts.LSHConfig.auto(IN, OUT, num_active=OUT, selector=name).replace(logq=True, correction=0.5, max_active=2)
+    head = ts.SparseLSHLinear(IN, OUT, lsh=lsh)
+    x, y = batch(50)
+    found = fidelity(head, x, y)
+    assert found.loss == pytest.approx(F.cross_entropy(head(x), y).item(), rel=1e-6)
+    assert max(found.hidden.bias, found.weight.bias) < 1e-5
+    assert found.coverage.candidates == OUT
 
 
 def test_bias_stands_out_of_the_noise_where_there_is_one():

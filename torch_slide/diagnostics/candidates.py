@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_slide import functional
+from torch_slide.config import LSHConfig
 from torch_slide.diagnostics.checks import NotFiniteError, check_hidden, check_layer, exact_arithmetic
 from torch_slide.diagnostics.dense import CHUNK_ROWS, DenseSoftmax
 from torch_slide.linear import SparseLSHLinear
-from torch_slide.selection import Candidates
+from torch_slide.selection import Candidates, Selector, make_selector
 from torch_slide.targets import row_of
 
 
@@ -86,9 +87,17 @@ def coverage(
 def unforced(layer: SparseLSHLinear, hidden: Tensor, draws: int) -> list[Candidates]:
     """The candidates of the next draws, were there no labels."""
     no_labels, offsets = torch.zeros(0, dtype=torch.int64), torch.zeros(len(hidden) + 1, dtype=torch.int64)
-    observer, weight, bias = layer.selector.observer(), layer.weight, layer.bias
+    observer, weight, bias = observer_of(layer), layer.weight, layer.bias
     next_draw = observer.draw()
     return [observer.select(hidden, weight, bias, no_labels, offsets, next_draw + ahead) for ahead in range(draws)]
+
+
+def observer_of(layer: SparseLSHLinear) -> Selector:
+    """Selects as the layer would in its next step, and leaves no trace: every neuron, as itself, where it is dense."""
+    if layer.lsh.num_active < layer.out_features:
+        return layer.selector.observer()
+    everyone = LSHConfig(selector="uniform", num_active=layer.out_features)
+    return make_selector(layer.in_features, layer.out_features, everyone)
 
 
 def measure(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_slide import losses
+from torch_slide.diagnostics.candidates import observer_of
 from torch_slide.diagnostics.dense import wide
 from torch_slide.linear import SparseLSHLinear
 from torch_slide.logits import Source
@@ -75,7 +76,7 @@ class Rehearsal:
 
     def _source(self, leaves: Sequence[Tensor], ahead: int) -> Source:
         hidden, weight, *bias = leaves
-        observer = self.layer.selector.observer()
+        observer = observer_of(self.layer)
         return Source(
             hidden=hidden,
             weight=weight,
