@@ -136,6 +136,13 @@ def test_a_single_neuron_has_no_gradient():
     assert found.coverage.recall == {1: 1.0}
 
 
+def test_labels_found_are_left_out_where_no_table_votes():
+    found = fidelity(trained("uniform"), X, Y)
+    assert found.label_hit_rate is None
+    assert "labels found" not in str(found)
+    assert json.loads(json.dumps(dataclasses.asdict(found)))["label_hit_rate"] is None
+
+
 def test_what_comes_out_is_json_and_text():
     head, (x, y) = trained(), batch(50)
     found = fidelity(head, x, y, top_k=(2,), draws=2)
@@ -143,6 +150,7 @@ def test_what_comes_out_is_json_and_text():
     assert "60 candidates of 500 neurons" in str(found)
     assert f"{found.coverage.recall[2]:.1%} of the top 2" in str(found)
     assert f"cosine {found.weight.cosine:.3f}" in str(found)
+    assert f"{found.label_hit_rate:.1%} by the tables" in str(found)
     assert "noise" in str(found)
     assert "noise" not in str(fidelity(head, x, y))
     assert fidelity(head, x, y, top_k=()).coverage.recall == {}

@@ -77,6 +77,15 @@ def test_a_hidden_layer_needs_candidates_without_labels():
             assert (layer(torch.randn(3, 4)).detach().to_dense() != 0).any(), name
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_who_has_hits_finds_labels(name):
+    weight, bias, hidden = layer_tensors()
+    selector = selector_of(name, weight, bias)
+    select(selector, weight, bias, hidden, some_labels())
+    stats = selector.stats()
+    assert (stats["hits"] > 0) == (stats["label_hit_rate"] > 0) == SELECTORS[name].finds_labels
+
+
 @pytest.mark.parametrize(("name", "selection"), BOTH)
 @pytest.mark.parametrize("logq", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 5, OUT])

@@ -24,14 +24,14 @@ class SampledStep:
 
     Attributes:
         loss: over the candidates.
-        label_hit_rate: see ``layer.stats()``.
+        label_hit_rate: see ``layer.stats()``; None for a selector without hits.
         of_hidden: gradient of the hidden vectors, [B, d].
         rows: int64 [n], ascending: where the gradient of the weight is not zero.
         of_rows: what it is there, with that of the bias as a last column: [n, d + 1], or [n, d] without bias.
     """
 
     loss: float
-    label_hit_rate: float
+    label_hit_rate: float | None
     of_hidden: Tensor
     rows: Tensor
     of_rows: Tensor
@@ -67,7 +67,7 @@ class Rehearsal:
         dtype = wide(self.layer.weight)
         parts = [rows_and_values(gradient) for gradient in of_parameters]
         of_rows = torch.cat([values.reshape(len(rows), -1).to(dtype) for rows, values in parts], 1)
-        hit_rate = source.selector.stats()["label_hit_rate"]
+        hit_rate = source.selector.stats()["label_hit_rate"] if source.selector.finds_labels else None
         return SampledStep(float(loss.detach()), hit_rate, of_hidden.to(dtype), parts[0][0], of_rows)
 
     def _leaves(self) -> list[Tensor]:

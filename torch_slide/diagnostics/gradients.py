@@ -23,7 +23,8 @@ class Fidelity:
     Attributes:
         coverage: what the candidates hold when no label is forced in.
         draws: over how many draws the sampled figures are means.
-        label_hit_rate: share of the labels that the tables find before they are forced in, as in ``layer.stats()``.
+        label_hit_rate: share of the labels that the tables find before they are forced in, as in ``layer.stats()``;
+            None for a selector without hits.
         loss: over the candidates, labels among them, as in training.
         exact_loss: over all neurons.
         hidden: gradients of the hidden vectors, [B, d] as one vector.
@@ -32,18 +33,18 @@ class Fidelity:
 
     coverage: Coverage
     draws: int
-    label_hit_rate: float
+    label_hit_rate: float | None
     loss: float
     exact_loss: float
     hidden: GradientFidelity
     weight: GradientFidelity
 
     def __str__(self) -> str:
-        rows = {
-            "labels found": f"{self.label_hit_rate:.1%} by the tables",
+        rows = {} if self.label_hit_rate is None else {"labels found": f"{self.label_hit_rate:.1%} by the tables"}
+        rows |= {
             "loss": f"{self.loss:.4g}, exactly {self.exact_loss:.4g}",
-            "gradient of hidden": self.hidden,
-            "gradient of weight": self.weight,
+            "gradient of hidden": str(self.hidden),
+            "gradient of weight": str(self.weight),
         }
         return "\n".join([str(self.coverage), *(f"  {name:20s} {value}" for name, value in rows.items())])
 
@@ -110,7 +111,8 @@ def fidelity(
             of_weight.add(step.rows, step.of_rows, sum(dot(exact.of_rows(rows), values) for rows, values in pairs))
             steps_of_hidden.append(step.of_hidden)
             losses.append(step.loss)
-            hit_rates.append(step.label_hit_rate)
+            if step.label_hit_rate is not None:
+                hit_rates.append(step.label_hit_rate)
 
         exact_hidden = torch.zeros_like(hidden, dtype=torch.float64)
         square = distance = 0.0
@@ -122,7 +124,7 @@ def fidelity(
         return Fidelity(
             coverage=covered,
             draws=draws,
-            label_hit_rate=mean(hit_rates),
+            label_hit_rate=mean(hit_rates) if hit_rates else None,
             loss=mean(losses),
             exact_loss=exact.loss(),
             hidden=_of_hidden(steps_of_hidden, exact_hidden),

@@ -41,6 +41,7 @@ class Selector:
         name: how ``LSHConfig(selector=...)`` calls it.
         selections: the values of ``LSHConfig.selection`` that it can serve.
         needs_labels: whether it has no candidates where there are no labels.
+        finds_labels: whether it brings hits, labels among them; without any the label hit rate says nothing.
         num_active, min_uniform, strategy: those of the configuration, where a subclass does not know better.
 
     Raises:
@@ -50,6 +51,7 @@ class Selector:
     name: ClassVar[str]
     selections: ClassVar[tuple[str, ...]] = SELECTIONS
     needs_labels: ClassVar[bool] = False
+    finds_labels: ClassVar[bool] = False
     # Not saved: derived from other tensors, or about this process only.
     derived: ClassVar[tuple[str, ...]] = ("counters", "timers")
     # That LSHConfig.auto asks for (benchmarks/accuracy has the figures).

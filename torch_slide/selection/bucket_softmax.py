@@ -79,7 +79,7 @@ class BucketSoftmaxSelector(LSHSelector):
     """
 
     selections = ("batch",)
-    keeps_buckets = False
+    finds_labels = keeps_buckets = False
     auto_uniform_fraction = LEAST_UNIFORM
     derived = (*LSHSelector.derived, "by_class", "sizes")
     written = (*LSHSelector.written, "query_scale")

@@ -28,6 +28,8 @@ class ExactSelector(Selector):
     "Deep networks with large output spaces", and SLIDE approximate by hashing).
     """
 
+    finds_labels = True
+
     def _adopt(self, config: LSHConfig) -> None:
         super()._adopt(config)
         self.strategy = STRATEGIES.index("vanilla")  # the best come first in their buckets

@@ -42,6 +42,7 @@ class LSHSelector(Selector):
     (torch.distributed), all rows are.
     """
 
+    finds_labels = True
     # Who looks at codes alone needs no room in the buckets.
     keeps_buckets: ClassVar[bool] = True
     derived = (*Selector.derived, "buckets", "counts")
