@@ -305,7 +305,7 @@ def test_drift_is_that_which_the_schedule_compares_with(kind):
 def test_drift_needs_tables():
     with pytest.raises(ValueError, match=r"^code_drift: expected layer to have hash tables, got selector 'uniform'$"):
         code_drift(trained("uniform"))
-    with pytest.raises(ValueError, match=r"^code_drift: expected layer to have filled tables"):
+    with pytest.raises(ValueError, match=r"^code_drift: expected layer to have trained a step or been rehashed"):
         code_drift(layer())
     with pytest.raises(ValueError, match=r"^code_drift: expected sample to be at least 1, got 0$"):
         code_drift(trained(), sample=0)

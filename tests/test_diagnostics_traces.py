@@ -201,11 +201,14 @@ def test_bad_layers():
     with pytest.raises(ValueError, match=r"^coverage: expected samples to be at least 1, got 0$"):
         coverage(trained(), X, samples=0)
     for kind in KINDS:
-        with pytest.raises(ValueError, match=r"^coverage: expected layer to have filled tables, got none"):
-            coverage(layer(kind), X)
+        head = layer(kind)
+        with pytest.raises(ValueError, match=r"^coverage: expected layer to have trained a step or been rehashed"):
+            coverage(head, X)
+        head.rehash()
+        assert coverage(head, X).candidates == head.lsh.num_active
     head = trained()
     head.load_state_dict(torch.nn.Linear(IN, OUT).state_dict())
-    with pytest.raises(ValueError, match=r"^fidelity: expected layer to have filled tables, got none"):
+    with pytest.raises(ValueError, match=r"^fidelity: expected layer to have trained a step or been rehashed"):
         fidelity(head, X, Y)
     head = trained()
     with torch.no_grad():

@@ -27,7 +27,7 @@ class FidelityMonitor:
 
     A forward hook counts the layer's forward passes in training and measures at every so many of them, on the hidden
     vectors at hand and with the tables as they are, before the rehash that may be due. It waits for the next pass if
-    the tables are not filled yet or a hidden vector is not finite, and for the next time if a weight is not.
+    the layer has not made a step yet or a hidden vector is not finite, and for the next time if a weight is not.
     ``layer.loss(...)`` runs no hooks and is not seen. Training goes on, bit for bit, as without it.
 
     A measurement takes about as long as three forward passes of ``samples`` rows through nn.Linear: 0.2 s for 32

@@ -60,7 +60,8 @@ def coverage(
     """The part of :func:`fidelity` that needs no targets, in one pass over the weights.
 
     Args:
-        layer: with tables that are filled, by a training step or by :meth:`SparseLSHLinear.rehash`.
+        layer: after a training step or :meth:`SparseLSHLinear.rehash`; only rows that have been a label are in the
+            tables of one that began at random.
         hidden: the layer's input, [B, in_features], of any floating dtype.
         top_k: of which k to report the recall.
         draws: over how many draws to average.

@@ -53,8 +53,10 @@ def check_hidden(op: str, layer: SparseLSHLinear, hidden: Tensor) -> None:
 
 
 def not_ready(op: str) -> ValueError:
-    """Of a layer that has not trained yet, or whose weights were loaded without tables."""
-    return ValueError(f"{op}: expected layer to have filled tables, got none; train a step or call layer.rehash()")
+    """Of a layer that has not trained yet, or whose weights were loaded without the selector's state."""
+    return ValueError(
+        f"{op}: expected layer to have trained a step or been rehashed since its weights were set, got neither"
+    )
 
 
 @contextmanager

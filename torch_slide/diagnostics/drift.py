@@ -15,7 +15,7 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
     """How far the weights have moved since the last rehash, in buckets.
 
     Args:
-        layer: with hash tables that are filled.
+        layer: with hash tables, after a training step or :meth:`SparseLSHLinear.rehash`.
         sample: rows of the tables to look at, drawn with replacement; all, once each, if there are no more.
         seed: of that draw; torch's generator is left alone.
 
@@ -25,8 +25,8 @@ def code_drift(layer: SparseLSHLinear, sample: int = 4096, seed: int = 0) -> flo
         are to be drawn anew, and it is 0 if no row belongs into the tables.
 
     Raises:
-        ValueError: for a selector without tables, tables that are not filled, weights that are not finite, or
-            ``sample`` below 1.
+        ValueError: for a selector without tables, a layer that has neither trained nor been rehashed, weights that are
+            not finite, or ``sample`` below 1.
     """
     op = "code_drift"
     if sample < 1:

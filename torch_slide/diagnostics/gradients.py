@@ -73,7 +73,8 @@ def fidelity(
     the memory of some [B, ``chunk_rows``] logits, of a sampled step, and of the mean of the sampled gradients.
 
     Args:
-        layer: with tables that are filled, by a training step or by :meth:`SparseLSHLinear.rehash`.
+        layer: after a training step or :meth:`SparseLSHLinear.rehash`; only rows that have been a label are in the
+            tables of one that began at random.
         hidden: the layer's input, [B, in_features].
         target: as in :func:`torch_slide.cross_entropy`, whose mean over the batch is the loss.
         top_k: of which k to report the recall.
@@ -85,8 +86,8 @@ def fidelity(
 
     Raises:
         ValueError: for hidden vectors of another shape, none, or some that are not finite; for targets that do not fit,
-            hold no label or are dense; for tables that are not filled; for a layer of role "hidden"; for weights that
-            are not finite; for ``top_k``, ``draws`` or ``chunk_rows`` out of range.
+            hold no label or are dense; for a layer that has neither trained nor been rehashed, or is of role "hidden";
+            for weights that are not finite; for ``top_k``, ``draws`` or ``chunk_rows`` out of range.
         IndexError: for a label out of range.
         TypeError: for hidden vectors or targets of another dtype, or a layer that is not a SparseLSHLinear.
     """
