@@ -103,6 +103,22 @@ def test_leading_shapes(kind, shape):
     assert torch.equal(loss.flatten(), other)
 
 
+@pytest.mark.parametrize("shape", [(), (16,), (4, 4), (2, 2, 4)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_loss_in_evaluation_takes_every_form_of_target(shape, reduction):
+    head = layer().eval()
+    x, y = torch.randn(*shape, IN), torch.randint(0, OUT, shape)
+    probabilities = F.one_hot(y, OUT).float()
+    expected = F.cross_entropy(head(x).reshape(-1, OUT), y.reshape(-1), reduction=reduction)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that CSR is a beta
+        csr = probabilities.reshape(-1, OUT).to_sparse_csr()
+    for target in (y, probabilities, csr, (y.reshape(-1), torch.arange(y.numel()))):
+        loss = head.loss(x, target, reduction=reduction)
+        assert loss.shape == (shape if reduction == "none" else ())
+        torch.testing.assert_close(loss.flatten(), expected.flatten())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strides_do_not_matter(kind):
     head = layer(kind)

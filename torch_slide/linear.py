@@ -227,8 +227,9 @@ class SparseLSHLinear(nn.Linear):
         """
         if not self._samples():
             logits = F.linear(input, self.weight, self.bias).reshape(-1, self.out_features)
-            flat = target.reshape(-1) if isinstance(target, Tensor) and target.dim() == input.dim() - 1 else target
-            out = losses.cross_entropy(logits, flat, weight, ignore_index, reduction, label_smoothing)
+            if isinstance(target, Tensor) and target.layout == torch.strided:
+                target = target.reshape(-1, *target.shape[input.dim() - 1 :])  # probabilities have a dimension more
+            out = losses.cross_entropy(logits, target, weight, ignore_index, reduction, label_smoothing)
             return out.reshape(input.shape[:-1]) if reduction == "none" else out
         if torch.compiler.is_compiling():
             return compiled.cross_entropy(self, input, target, weight, ignore_index, reduction, label_smoothing)
