@@ -40,8 +40,7 @@ class Selector:
     Attributes:
         name: how ``LSHConfig(selector=...)`` calls it.
         selections: the values of ``LSHConfig.selection`` that it can serve.
-        needs_labels: whether it has no candidates where there are no labels.
-        finds_labels: whether it brings hits, labels among them; without any the label hit rate says nothing.
+        needs_labels, finds_labels: whether it has no candidates without labels; whether hits of its own may be labels.
         num_active, min_uniform, strategy: those of the configuration, where a subclass does not know better.
 
     Raises:
@@ -222,8 +221,7 @@ class Selector:
             return
         if self.config.selection == "sample":  # a label counts once in each sample
             labels = labels + row_of(label_offsets, len(labels)) * self.out_features
-        owners = labels.unique() // self.out_features
-        found = int(owners.bincount().max())
+        found = int((labels.unique() // self.out_features).bincount().max())
         if found > most:
             raise ValueError(f"LSHConfig: expected labels to be at most max_active = {most}, got {found}")
 
