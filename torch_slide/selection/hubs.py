@@ -9,7 +9,7 @@ from torch_slide.config import LSHConfig
 from torch_slide.selection.base import Selector
 from torch_slide.selection.candidates import Sources
 from torch_slide.selection.registry import register_selector
-from torch_slide.selection.shares import heaviest
+from torch_slide.selection.shares import largest, ranking
 from torch_slide.tables import measure_
 
 
@@ -24,7 +24,7 @@ class HubsSelector(Selector):
     search", section 3).
     """
 
-    derived = (*Selector.derived, "norms")
+    derived = (*Selector.derived, "norms", "hubs")
 
     def _empty_state(self) -> dict[str, Tensor]:
         rows = self.out_features
@@ -32,6 +32,7 @@ class HubsSelector(Selector):
             **super()._empty_state(),
             "norms": torch.zeros(rows, dtype=torch.float32),
             "shares": torch.zeros(rows, dtype=torch.float32),
+            "ranking": torch.zeros(rows, dtype=torch.float32),  # as of the last rehash: hubs for any budget
             "hubs": torch.arange(self._num_hubs),
         }
 
@@ -46,12 +47,17 @@ class HubsSelector(Selector):
         self._choose_hubs()
 
     def _choose_hubs(self) -> None:
-        state = self.state
-        state["hubs"].copy_(heaviest(state["shares"], lambda: state["norms"], self._num_hubs))
+        self.state["hubs"].copy_(largest(self.state["ranking"], self._num_hubs))
+
+    def restore(self) -> None:
+        """Chooses the hubs by the loaded ranking."""
+        self._choose_hubs()
 
     def _refresh(self, weight: Tensor, bias: Tensor | None, rehashes: int) -> None:
+        state = self.state
         with self._changed_rows(weight, bias) as changed:
-            measure_(self.state["norms"], weight, bias, None if rehashes == 0 else changed)
+            measure_(state["norms"], weight, bias, None if rehashes == 0 else changed)
+            state["ranking"].copy_(ranking(state["shares"], state["norms"]))
             self._choose_hubs()
 
     def _sources(

@@ -38,7 +38,12 @@ def heaviest(seen: Tensor, norms: Callable[[], Tensor], count: int) -> Tensor:
         count: at most N.
     """
     short = int((seen > 0).sum()) < count
-    return largest(seen + _NEGLIGIBLE * norms() if short else seen, count)
+    return largest(ranking(seen, norms()) if short else seen, count)
+
+
+def ranking(seen: Tensor, norms: Tensor) -> Tensor:
+    """Numbers, [N], by which rows come in the order of :func:`heaviest`, however many are wanted."""
+    return seen + _NEGLIGIBLE * norms
 
 
 def largest(values: Tensor, count: int) -> Tensor:
