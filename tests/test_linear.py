@@ -119,6 +119,18 @@ def test_the_loss_in_evaluation_takes_every_form_of_target(shape, reduction):
         torch.testing.assert_close(loss.flatten(), expected.flatten())
 
 
+@pytest.mark.parametrize("shape", [(16,), (4, 4), (2, 2, 4)])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_probabilities_of_every_class_are_exact_in_training(shape, reduction):
+    head = layer()
+    x, probabilities = torch.randn(*shape, IN), torch.rand(*shape, OUT).softmax(-1)
+    dense = F.linear(x, head.weight, head.bias).reshape(-1, OUT)
+    expected = F.cross_entropy(dense, probabilities.reshape(-1, OUT), reduction=reduction)
+    loss = head.loss(x, probabilities, reduction=reduction)
+    assert loss.shape == (shape if reduction == "none" else ())
+    torch.testing.assert_close(loss.flatten(), expected.flatten())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_strides_do_not_matter(kind):
     head = layer(kind)

@@ -152,9 +152,12 @@ def source_cross_entropy(
 ) -> Tensor:
     """:func:`cross_entropy` of what a layer captured, without a SparseLogits in between."""
     loss = _cross_entropy(source, target, weight, ignore_index, reduction, label_smoothing)
-    if loss is None:
-        return cross_entropy(source.dense(), target, weight, ignore_index, reduction, label_smoothing)
-    return loss
+    if loss is not None:
+        return loss
+    assert isinstance(target, Tensor)  # probabilities of too many classes for lists
+    logits, flat = (t.movedim(source.class_dim, -1).reshape(-1, source.num_classes) for t in (source.dense(), target))
+    exact = cross_entropy(logits, flat, weight, ignore_index, reduction, label_smoothing)
+    return exact.reshape(source.batch_shape) if reduction == "none" else exact
 
 
 def cross_entropy(
