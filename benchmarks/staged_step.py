@@ -142,7 +142,7 @@ class Trainer:
 
     def _candidates(self, hidden: Tensor, labels: targets.Labels) -> Candidates:
         selector, head = self.selector, self.head
-        draw = selector.draw(hidden)
+        draw = selector.draw()
         selector.advance(hidden, head.weight, head.bias, labels.ids, labels.offsets)
         with self.clock("query codes"):
             codes = selector.tables.query(hidden)

@@ -44,7 +44,7 @@ def next_step(head, x, target, ahead=0):
     twin = copy.deepcopy(head).train()
     twin.sparse_grad = False
     draw = head.selector.state["clock"][1] + ahead
-    twin.selector.draw = lambda hidden: draw
+    twin.selector.draw = lambda: draw
     twin.freeze_tables()
     leaf = x.detach().clone().requires_grad_()
     loss = twin.loss(leaf, target)
