@@ -277,7 +277,8 @@ class SparseLSHLinear(nn.Linear):
 
         Returns:
             active, labels, hubs, hits, uniform: neurons of the last step (means over samples with
-            selection="sample"); label_hit_rate: share of the labels that the tables found before they were forced
+            selection="sample"); uniform are all that were drawn and weighed, by other chances too, as
+            "bucket_softmax" does; label_hit_rate: share of the labels that the tables found before they were forced
             in, always 0 with selectors that have no hits, "bucket_softmax" among them; overflow: share of table
             entries without room; rehash_share: share of the time spent rehashing.
         """
